@@ -1,0 +1,45 @@
+# The verbs of this project. `make` alone lists them.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+# Written last by `setup`; older than pyproject.toml or constraints.txt means: install again.
+INSTALLED := $(VENV)/installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format constraints clean
+
+help: ## List the verbs
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+setup: $(INSTALLED) ## Make the virtual environment and install the project into it
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade-strategy only-if-needed --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED) ## See the whole thing work, on real data, in a few minutes
+	@$(BIN)/likeness demo
+
+test: $(INSTALLED) lint ## Lint, check types and import contracts, run all tests
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED) ## Lint, formatting, types, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(INSTALLED) ## Format the code and sort its imports
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+constraints: ## Pin what a fresh install of pyproject.toml gets today
+	rm -rf build/pin && $(PYTHON) -m venv build/pin
+	build/pin/bin/pip install --quiet '.[dev]'
+	@# A local version such as +cpu says where a wheel came from; the pin must hold everywhere.
+	build/pin/bin/pip freeze --exclude likeness | sed -e 's/+[a-z0-9.]*$$//' > constraints.txt
+	rm -rf build/pin
+
+clean: ## Remove the virtual environment and caches; data directories stay
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,1 @@
+"""The wire contract: what requests and answers look like, and nothing else."""

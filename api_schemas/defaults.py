@@ -1,0 +1,65 @@
+"""What `auto` stands for: a job's method with every choice made, from what its file holds."""
+
+from typing import Literal, TypeVar
+
+from api_schemas.jobs import Method, OpenAIHyperparameters
+
+Value = TypeVar("Value", int, float)
+
+TEMPERATURE = 0.05
+LEARNING_RATE = 5e-5
+BATCH_SIZE = 64
+#: Two labels of two texts each: less holds no positive and negative at once for labelled texts.
+SMALLEST_BATCH = 4
+#: Epochs are chosen so that a job sees about this many rows …
+ROWS_SEEN = 10_000
+#: … but no row more often than this.
+MOST_EPOCHS = 10
+#: A batch leaves at least this many steps in an epoch, as far as the data allows.
+FEWEST_STEPS_PER_EPOCH = 4
+
+
+def resolve(method: Method, openai: OpenAIHyperparameters | None, *, rows: int, max_seq_length: int) -> Method:
+    """The method without any `auto`, for a training file of `rows` rows and an encoder's `max_seq_length`.
+
+    What `method` says wins over what OpenAI's older `hyperparameters` say.
+    """
+    openai = openai or OpenAIHyperparameters()
+    asked = method.contrastive.hyperparameters
+    multiplier = openai.learning_rate_multiplier
+    fallback_rate = LEARNING_RATE * (1.0 if multiplier == "auto" else multiplier)
+    hyperparameters = asked.model_copy(
+        update={
+            "n_epochs": _first(asked.n_epochs, openai.n_epochs, _epochs(rows)),
+            "batch_size": _first(asked.batch_size, openai.batch_size, _batch_size(rows)),
+            "learning_rate": _first(asked.learning_rate, fallback_rate),
+            "max_seq_length": min(_first(asked.max_seq_length, max_seq_length), max_seq_length),
+        }
+    )
+    loss = method.contrastive.loss
+    loss = loss.model_copy(update={"temperature": _first(loss.temperature, TEMPERATURE)})
+    contrastive = method.contrastive.model_copy(update={"loss": loss, "hyperparameters": hyperparameters})
+    return method.model_copy(update={"contrastive": contrastive})
+
+
+def openai_view(method: Method, openai: OpenAIHyperparameters | None) -> dict[str, int | float | str]:
+    """The hyperparameters where OpenAI's clients look for them."""
+    hyperparameters = method.contrastive.hyperparameters
+    return {
+        "n_epochs": hyperparameters.n_epochs,
+        "batch_size": hyperparameters.batch_size,
+        "learning_rate_multiplier": openai.learning_rate_multiplier if openai else "auto",
+    }
+
+
+def _first(*choices: Value | Literal["auto"]) -> Value:
+    """The first choice that isn't `auto`; the last one never is."""
+    return next(choice for choice in choices if choice != "auto")
+
+
+def _epochs(rows: int) -> int:
+    return min(MOST_EPOCHS, max(1, round(ROWS_SEEN / max(rows, 1))))
+
+
+def _batch_size(rows: int) -> int:
+    return min(BATCH_SIZE, max(SMALLEST_BATCH, rows // FEWEST_STEPS_PER_EPOCH))

@@ -1,0 +1,145 @@
+"""Every way a request or a job can be refused: one table of codes, one exception, one body.
+
+Errors
+└── LikenessError      carries a code of ERROR_CODES; its status and type follow from the code
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, Field
+
+
+class ErrorKind(NamedTuple):
+    """What a code stands for on the wire."""
+
+    status: int
+    type: str
+    meaning: str
+
+
+_REQUEST = "invalid_request_error"
+
+#: code → what it means. `docs/errors.md` shows this table; a test holds the two together.
+ERROR_CODES: dict[str, ErrorKind] = {
+    # The request as bytes
+    "bad_request": ErrorKind(400, _REQUEST, "The bytes received are not a valid HTTP request."),
+    "request_timeout": ErrorKind(408, _REQUEST, "Headers or body arrived too slowly."),
+    "request_too_large": ErrorKind(413, _REQUEST, "The body is larger than this route accepts."),
+    "headers_too_large": ErrorKind(431, _REQUEST, "The request line and headers are too long."),
+    "unsupported_encoding": ErrorKind(415, _REQUEST, "Compressed request bodies are not accepted."),
+    "unsupported_media_type": ErrorKind(415, _REQUEST, "The Content-Type is not the one this route reads."),
+    "too_many_parts": ErrorKind(400, _REQUEST, "A multipart form holds more parts than expected."),
+    "invalid_multipart": ErrorKind(400, _REQUEST, "The multipart form can't be read."),
+    # The request as JSON
+    "invalid_json": ErrorKind(400, _REQUEST, "The body is not JSON."),
+    "invalid_unicode": ErrorKind(400, _REQUEST, "Text is not UTF-8, or holds NUL or a lone surrogate."),
+    "json_too_deep": ErrorKind(400, _REQUEST, "JSON is nested deeper than 32 levels."),
+    "duplicate_key": ErrorKind(400, _REQUEST, "An object names the same key twice."),
+    "not_finite": ErrorKind(400, _REQUEST, "A number is NaN or infinite."),
+    # The request's meaning
+    "missing_parameter": ErrorKind(400, _REQUEST, "A required field is missing."),
+    "unknown_parameter": ErrorKind(400, _REQUEST, "A field nobody knows; the nearest known name is given."),
+    "read_only_parameter": ErrorKind(400, _REQUEST, "A field that only the service sets."),
+    "invalid_type": ErrorKind(400, _REQUEST, "A value has the wrong JSON type."),
+    "invalid_value": ErrorKind(400, _REQUEST, "A value is not one of those allowed."),
+    "out_of_range": ErrorKind(400, _REQUEST, "A number or a length is outside its bounds; they are given."),
+    "invalid_character": ErrorKind(400, _REQUEST, "A name holds a character it must not."),
+    "too_many_inputs": ErrorKind(400, _REQUEST, "More inputs than one request may hold."),
+    "input_too_long": ErrorKind(400, _REQUEST, "A text is longer than one request may hold."),
+    "empty_input": ErrorKind(400, _REQUEST, "There is nothing to embed."),
+    "token_input_unsupported": ErrorKind(400, _REQUEST, "Token arrays are not accepted; send the texts."),
+    "invalid_cursor": ErrorKind(400, _REQUEST, "`after` names nothing in this list."),
+    # Who and what
+    "invalid_api_key": ErrorKind(401, "authentication_error", "No valid API key was sent."),
+    "not_found": ErrorKind(404, _REQUEST, "There is no such thing, or it belongs to another team."),
+    "model_not_found": ErrorKind(404, _REQUEST, "There is no such model."),
+    "method_not_allowed": ErrorKind(405, _REQUEST, "The route exists, but not with this method."),
+    # State
+    "file_not_ready": ErrorKind(409, _REQUEST, "The file has not been validated yet."),
+    "file_invalid": ErrorKind(400, _REQUEST, "The file failed validation; its object says where."),
+    "file_in_use": ErrorKind(409, _REQUEST, "A job that has not ended reads this file."),
+    "job_already_ended": ErrorKind(409, _REQUEST, "The job has ended; nothing can be done to it any more."),
+    # The service's own troubles
+    "rate_limit_exceeded": ErrorKind(429, "rate_limit_error", "Too much at once; Retry-After says when."),
+    "internal_error": ErrorKind(500, "server_error", "A defect of the service; the request id finds it."),
+    "service_unavailable": ErrorKind(503, "server_error", "The database or the queue is away; retry."),
+    "storage_full": ErrorKind(503, "server_error", "The disk that holds artifacts is full."),
+    "artifact_corrupt": ErrorKind(503, "server_error", "Stored bytes differ from their checksum."),
+    "weights_unavailable": ErrorKind(503, "server_error", "The base model's weights are not installed here."),
+    "model_output_invalid": ErrorKind(503, "server_error", "The model produced NaN; nothing was returned."),
+    # Rows of a file, in a file's `errors` and never a status of their own
+    "empty_file": ErrorKind(400, _REQUEST, "The file holds no rows."),
+    "invalid_utf8": ErrorKind(400, _REQUEST, "A row is not UTF-8."),
+    "row_invalid_json": ErrorKind(400, _REQUEST, "A row is not one JSON object."),
+    "row_missing_field": ErrorKind(400, _REQUEST, "A row lacks a field."),
+    "row_invalid_type": ErrorKind(400, _REQUEST, "A field of a row has the wrong type."),
+    "row_empty_text": ErrorKind(400, _REQUEST, "A text of a row is empty."),
+    "row_too_long": ErrorKind(400, _REQUEST, "A row is longer than 1 MiB."),
+    "row_mixed_format": ErrorKind(400, _REQUEST, "A row has another format than the first."),
+    "too_few_pairs": ErrorKind(400, _REQUEST, "A contrastive batch needs at least two different pairs."),
+    "no_positives": ErrorKind(400, _REQUEST, "Every label occurs once, so no row has a positive."),
+    "single_label": ErrorKind(400, _REQUEST, "All rows have one label, so no row has a negative."),
+    # Reasons a job fails, in a job's `error` and never a status of their own
+    "non_finite_loss": ErrorKind(500, "job_error", "The loss became NaN or infinite."),
+    "out_of_memory": ErrorKind(500, "job_error", "Training needed more memory than there is."),
+    "disk_full": ErrorKind(500, "job_error", "The disk filled up while training or saving."),
+    "training_file_missing": ErrorKind(500, "job_error", "The training file's bytes are gone."),
+    "worker_lost": ErrorKind(500, "job_error", "The worker died more often than a job may be retried."),
+    "training_crashed": ErrorKind(500, "job_error", "Training stopped on a defect; the worker's log has it."),
+}
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong, in OpenAI's shape. `param` names the field, as a path such as `input.3`."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str
+
+
+class ErrorBody(BaseModel):
+    """The body of every answer that is not a success.
+
+    `error` serves OpenAI's clients; the members beside it are those of RFC 9457 (problem details).
+    """
+
+    error: ErrorDetail
+    status: int = Field(description="The HTTP status, again.")
+    title: str = Field(description="What the code means in general.")
+    detail: str = Field(description="What went wrong here; the same words as error.message.")
+    request_id: str | None = None
+
+
+class LikenessError(Exception):
+    """Something was refused for a reason its reader can act on.
+
+    Raises KeyError for a code that is not in ERROR_CODES: codes are a promise, never made up on the spot.
+    """
+
+    def __init__(
+        self, code: str, message: str, *, param: str | None = None, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.kind = ERROR_CODES[code]
+        self.code = code
+        self.message = message
+        self.param = param
+        self.headers = dict(headers or {})
+
+    @property
+    def status(self) -> int:
+        """The HTTP status this error answers with."""
+        return self.kind.status
+
+    def body(self, request_id: str | None = None) -> dict[str, Any]:
+        """The answer's JSON (see ErrorBody)."""
+        detail = ErrorDetail(message=self.message, type=self.kind.type, param=self.param, code=self.code)
+        return ErrorBody(
+            error=detail,
+            status=self.status,
+            title=self.kind.meaning,
+            detail=self.message,
+            request_id=request_id,
+        ).model_dump()

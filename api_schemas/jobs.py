@@ -1,0 +1,178 @@
+"""Fine-tuning jobs: what to train, how it goes, and what came of it."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from api_schemas.base import Auto, PrintableStr, RequestModel, ResponseModel
+from api_schemas.errors import ErrorDetail
+
+JobStatus = Literal["validating_files", "queued", "running", "succeeded", "failed", "cancelled"]
+#: States that a job never leaves.
+ENDED: frozenset[JobStatus] = frozenset({"succeeded", "failed", "cancelled"})
+
+
+class ContrastiveLoss(RequestModel):
+    """The loss that says what alike means. Cosine similarity; normalisation is inside."""
+
+    name: Literal["ntxent"] = "ntxent"
+    temperature: Annotated[float, Field(gt=0, le=10)] | Auto = Field(
+        default="auto", description="Divides the cosines; smaller looks harder at the nearest negatives."
+    )
+
+
+class ContrastiveHyperparameters(RequestModel):
+    """How to train. `auto` is resolved from the data when the job is queued, and echoed."""
+
+    n_epochs: Annotated[int, Field(ge=1, le=1000)] | Auto = Field(
+        default="auto", description="Passes over the training file."
+    )
+    batch_size: Annotated[int, Field(ge=2, le=65536)] | Auto = Field(
+        default="auto", description="Rows whose pairs are contrasted with one another in a step."
+    )
+    learning_rate: Annotated[float, Field(gt=0)] | Auto = Field(
+        default="auto", description="Peak learning rate of AdamW."
+    )
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.1, description="Share of the steps in which the learning rate rises from 0."
+    )
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
+    max_grad_norm: Annotated[float, Field(gt=0)] = Field(
+        default=1.0, description="Gradients are scaled down to this norm."
+    )
+    max_steps: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="Stop after so many steps, whatever n_epochs says."
+    )
+    max_seq_length: Annotated[int, Field(ge=3, le=8192)] | Auto = Field(
+        default="auto", description="Cut texts to so many tokens in training; auto: what the encoder reads."
+    )
+
+
+class Contrastive(RequestModel):
+    """Contrastive fine-tuning: pull what is alike together, push the rest apart."""
+
+    loss: ContrastiveLoss = Field(default_factory=ContrastiveLoss)
+    hyperparameters: ContrastiveHyperparameters = Field(default_factory=ContrastiveHyperparameters)
+
+
+class Method(RequestModel):
+    """How to fine-tune. Contrastive is the one way there is."""
+
+    type: Literal["contrastive"] = "contrastive"
+    contrastive: Contrastive = Field(default_factory=Contrastive)
+
+
+class OpenAIHyperparameters(RequestModel):
+    """The older place for hyperparameters, which OpenAI's clients still send."""
+
+    n_epochs: Annotated[int, Field(ge=1, le=1000)] | Auto = "auto"
+    batch_size: Annotated[int, Field(ge=2, le=65536)] | Auto = "auto"
+    learning_rate_multiplier: Annotated[float, Field(gt=0)] | Auto = Field(
+        default="auto", description="Multiplies the learning rate that auto stands for."
+    )
+
+
+class JobCreate(RequestModel):
+    """A request to fine-tune `model` on `training_file`. Everything else has a default."""
+
+    model: str = Field(description="A base model's name.")
+    training_file: str = Field(description="Id of an uploaded file of training rows.")
+    validation_file: str | None = Field(
+        default=None, description="Id of a file whose loss is taken before and after training."
+    )
+    method: Method = Field(default_factory=Method)
+    hyperparameters: OpenAIHyperparameters | None = None
+    suffix: PrintableStr | None = Field(
+        default=None,
+        min_length=1,
+        max_length=64,
+        pattern=r"^[A-Za-z0-9._-]+$",
+        description="Part of the model's id.",
+    )
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = Field(
+        default=None, description="Fixes batches and dropout; 0 when not given."
+    )
+    metadata: Annotated[dict[str, Annotated[str, Field(max_length=512)]], Field(max_length=16)] | None = None
+    integrations: Annotated[list[dict[str, Any]], Field(max_length=0)] | None = Field(
+        default=None, description="None are supported; null and [] are accepted."
+    )
+
+
+class Progress(ResponseModel):
+    """How far a running job is."""
+
+    step: int
+    total_steps: int
+    loss: float | None = None
+    pairs_per_second: float | None = None
+    seconds_left: float | None = None
+
+
+class Job(ResponseModel):
+    """A fine-tuning job, in OpenAI's shape; `attempt`, `started_at` and `progress` are ours."""
+
+    id: str
+    object: Literal["fine_tuning.job"] = "fine_tuning.job"
+    created_at: int = Field(description="Unix time, seconds.")
+    started_at: int | None = None
+    finished_at: int | None = None
+    estimated_finish: int | None = None
+    status: JobStatus
+    attempt: int = Field(description="How often a worker has begun it; a restart begins again at step 0.")
+    model: str
+    fine_tuned_model: str | None = None
+    organization_id: str = Field(description="The team's id.")
+    training_file: str
+    validation_file: str | None = None
+    result_files: list[str] = Field(default_factory=list)
+    method: Method = Field(description="The method with every `auto` resolved, once the file is validated.")
+    hyperparameters: dict[str, Any] = Field(description="n_epochs, batch_size and learning_rate_multiplier again.")
+    seed: int
+    suffix: str | None = None
+    metadata: dict[str, str] | None = None
+    integrations: list[dict[str, Any]] = Field(default_factory=list)
+    trained_tokens: int | None = None
+    progress: Progress | None = None
+    error: ErrorDetail | None = Field(default=None, description="Why it failed and what to do.")
+
+
+class JobEvent(ResponseModel):
+    """Something that happened to a job. `seq` counts from 1 without gaps."""
+
+    id: str
+    object: Literal["fine_tuning.job.event"] = "fine_tuning.job.event"
+    created_at: int
+    seq: int
+    level: Literal["info", "warn", "error"]
+    type: Literal["message", "metrics"]
+    message: str
+    data: dict[str, Any] | None = None
+
+
+class StepMetrics(ResponseModel):
+    """What one training step measured."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    pairs_per_second: float = Field(description="Rows of the batch over the step's own seconds.")
+    tokens_per_second: float
+    positive_cosine: float | None = None
+    negative_cosine: float | None = None
+
+
+class MetricsSummary(ResponseModel):
+    """Over all steps: rates count training only, not loading, validation or saving."""
+
+    steps: int
+    pairs_per_second: float | None = None
+    tokens_per_second: float | None = None
+
+
+class Metrics(ResponseModel):
+    """The steps of a job's newest attempt and their summary."""
+
+    object: Literal["list"] = "list"
+    data: list[StepMetrics]
+    summary: MetricsSummary

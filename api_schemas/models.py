@@ -1,0 +1,25 @@
+"""Models: the base encoders this installation offers and the ones its teams have tuned."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from api_schemas.base import ResponseModel
+
+
+class Model(ResponseModel):
+    """A model, in OpenAI's shape; the members after `owned_by` are ours."""
+
+    id: str = Field(description="A base model's name, or ft:{base}:{team}:{suffix}:{id}.")
+    object: Literal["model"] = "model"
+    created: int = Field(description="Unix time, seconds.")
+    owned_by: str = Field(description="The team's id, or 'likeness' for a base model.")
+    kind: Literal["base", "fine_tuned"]
+    base_model: str = Field(description="The base encoder's name; for a base model its own.")
+    dimension: int = Field(description="Length of its vectors.")
+    max_seq_length: int = Field(description="Tokens it reads; longer texts are cut.")
+    weights_sha256: str | None = Field(
+        default=None, description="SHA-256 of its weights file, hexadecimal; null where none is promised."
+    )
+    fine_tuning_job: str | None = Field(default=None, description="The job that made it.")
+    training_file: str | None = Field(default=None, description="The file it learned from.")

@@ -1,0 +1,27 @@
+"""Dropout at the speed of the CPU's memory."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_STEPS = 1 << 16
+
+
+def dropout(rows: Tensor, probability: float) -> Tensor:
+    """Zero each element with `probability` and scale the rest, keeping the expectation; any shape.
+
+    On the CPU, torch draws its mask one Bernoulli number at a time on one thread: 6 ms for 2048·384 floats,
+    a tenth of a training step in all. One random int64 holds four 16-bit draws: 1.3 ms. The probability is
+    rounded to 1/65536. The numbers come from torch's global generator: `torch.manual_seed` repeats them.
+    """
+    if probability == 0.0:
+        return rows
+    if rows.device.type != "cpu":
+        return F.dropout(rows, probability)
+    words = torch.empty((rows.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    draws = words.view(torch.int16)[: rows.numel()].view(rows.shape)
+    dropped = round(probability * _STEPS)
+    keep = draws >= dropped - _STEPS // 2
+    return rows * keep.to(rows.dtype).mul_(_STEPS / (_STEPS - dropped))

@@ -1,0 +1,130 @@
+"""An encoder back into the folder that everybody's tools open."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from encoders.errors import UnsafeFolderError
+from encoders.folder import POOLING, WEIGHTS, check_folder, read_object
+from encoders.text import TextEncoder, check_finite
+
+_COPIED = ("tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
+
+# The names from before sentence-transformers 6, which newer versions read as well.
+_MODULES = [
+    {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+    {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
+]
+_POOLING_FLAGS = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token"}
+
+_README = """---
+library_name: sentence-transformers
+pipeline_tag: sentence-similarity
+tags:
+- sentence-transformers
+- feature-extraction
+- sentence-similarity
+---
+
+# A fine-tuned text encoder
+
+Maps a text of up to {max_seq_length} tokens to {dimension} numbers of length 1; two texts are as alike as the
+dot product of theirs says.
+
+```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("path/to/this/folder")
+vectors = model.encode(["one text", "another"])
+```
+"""
+
+
+def save(encoder: TextEncoder, folder: Path, *, base_folder: Path, extra_readme: str | None = None) -> None:
+    """Write a sentence-transformers folder in float32, and flush it to the disk.
+
+    `base_folder` is what `encoder` was once loaded from: the tokenizer and the weights that are not used here
+    (BERT's pooler) come from it unchanged. `folder` must be empty or not exist. `extra_readme` is Markdown
+    that the README ends with. Raises UnsafeFolderError, and NonFiniteWeightsError before anything is written.
+    """
+    check_folder(base_folder)
+    weights = _weights(encoder, base_folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise UnsafeFolderError(f"{folder} holds files already; a model is written to a folder of its own.")
+    _write_weights(weights, folder / WEIGHTS)
+    _write_configs(encoder, folder, base_folder)
+    _write_tokenizer(folder, base_folder)
+    readme = _README.format(max_seq_length=encoder.max_seq_length, dimension=encoder.dimension)
+    (folder / "README.md").write_text(readme + (f"\n{extra_readme}\n" if extra_readme else ""), encoding="utf-8")
+    _flush(folder)
+
+
+def _weights(encoder: TextEncoder, base_folder: Path) -> dict[str, Tensor]:
+    weights = {
+        name: tensor.detach().to("cpu", torch.float32).contiguous()
+        for name, tensor in encoder.bert.state_dict().items()
+    }
+    for name, tensor in weights.items():
+        check_finite(name, tensor)
+    with safe_open(base_folder / WEIGHTS, framework="pt") as file:
+        # Old BERTs keep the numbers from 0 to 511 as a weight; newer transformers ask what it is for.
+        unused = set(file.keys()) - weights.keys() - {"embeddings.position_ids"}
+        return weights | {name: file.get_tensor(name).clone() for name in unused}
+
+
+def _write_weights(weights: dict[str, Tensor], path: Path) -> None:
+    save_file(weights, path, metadata={"format": "pt"})
+    # safetensors makes it 0600; the service that reads it may be another user than the worker that wrote it.
+    path.chmod(0o644)
+
+
+def _write_configs(encoder: TextEncoder, folder: Path, base_folder: Path) -> None:
+    config = read_object(base_folder, "config.json")
+    for stated in {"dtype", "torch_dtype"} & config.keys():
+        config[stated] = "float32"
+    lowercase = read_object(base_folder, "sentence_bert_config.json").get("do_lower_case") is True
+    pooling: dict[str, Any] = {flag: name == encoder.pooling for name, flag in _POOLING_FLAGS.items()}
+    (folder / "1_Pooling").mkdir()
+    (folder / "2_Normalize").mkdir()
+    _write_json(config, folder / "config.json")
+    _write_json(_MODULES, folder / "modules.json")
+    _write_json({"word_embedding_dimension": encoder.dimension, **pooling}, folder / POOLING)
+    _write_json(
+        {"max_seq_length": encoder.max_seq_length, "do_lower_case": lowercase},
+        folder / "sentence_bert_config.json",
+    )
+
+
+def _write_tokenizer(folder: Path, base_folder: Path) -> None:
+    for name in _COPIED:
+        if (base_folder / name).exists():
+            shutil.copyfile(base_folder / name, folder / name)
+    # Without the cut and the padding of its own: readers follow max_seq_length.
+    tokenizer = read_object(base_folder, "tokenizer.json") | {"truncation": None, "padding": None}
+    _write_json(tokenizer, folder / "tokenizer.json")
+
+
+def _write_json(content: Any, path: Path) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _flush(folder: Path) -> None:
+    """Files first, then the folders that name them."""
+    paths = sorted(folder.rglob("*"), key=Path.is_dir)
+    for path in [*paths, folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,262 @@
+"""What a model folder may hold, checked before any library sees it.
+
+A model folder is data from outside. Everything here is an allow-list: a file, module or setting that nobody
+thought about is refused, with its name and what to do about it. Pickles never get as far as being opened.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from encoders.errors import UnsafeFolderError
+
+WEIGHTS = "model.safetensors"
+TOKENIZER = "tokenizer.json"
+POOLING = "1_Pooling/config.json"
+
+_JSON_LIMITS = {
+    "modules.json": 1 << 16,
+    "config.json": 1 << 20,
+    TOKENIZER: 1 << 26,
+    "tokenizer_config.json": 1 << 20,
+    "special_tokens_map.json": 1 << 20,
+    "sentence_bert_config.json": 1 << 16,
+    "config_sentence_transformers.json": 1 << 20,
+    "data_config.json": 1 << 20,
+    "manifest.json": 1 << 20,
+    POOLING: 1 << 16,
+    "2_Normalize/config.json": 1 << 16,
+}
+_OTHER_FILES = {WEIGHTS, "vocab.txt", "README.md", ".gitattributes"}
+_FOLDERS = {"1_Pooling", "2_Normalize"}
+_NEEDED = ("modules.json", "config.json", TOKENIZER, WEIGHTS, POOLING)
+
+# Each module under its name before and since sentence-transformers 6, and where its files must lie.
+_MODULES = {
+    "sentence_transformers.models.Transformer": "",
+    "sentence_transformers.base.modules.transformer.Transformer": "",
+    "sentence_transformers.models.Pooling": "1_Pooling",
+    "sentence_transformers.sentence_transformer.modules.pooling.Pooling": "1_Pooling",
+    "sentence_transformers.models.Normalize": "2_Normalize",
+    "sentence_transformers.base.modules.normalize.Normalize": "2_Normalize",
+}
+_MODULE_ORDERS = (["", "1_Pooling"], ["", "1_Pooling", "2_Normalize"])
+
+# Settings by which a folder makes transformers import code.
+_CODE_SETTINGS = {"auto_map", "_attn_implementation", "_attn_implementation_internal", "custom_pipelines"}
+
+# What transformers 3 to 5 write for a BERT. An unknown setting may change what the weights mean.
+_CONFIG_SETTINGS = {
+    "_name_or_path",
+    "add_cross_attention",
+    "architectures",
+    "attention_probs_dropout_prob",
+    "bos_token_id",
+    "classifier_dropout",
+    "dtype",
+    "eos_token_id",
+    "gradient_checkpointing",
+    "hidden_act",
+    "hidden_dropout_prob",
+    "hidden_size",
+    "id2label",
+    "initializer_range",
+    "intermediate_size",
+    "is_decoder",
+    "label2id",
+    "layer_norm_eps",
+    "max_position_embeddings",
+    "model_type",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "pad_token_id",
+    "position_embedding_type",
+    "tie_word_embeddings",
+    "torch_dtype",
+    "transformers_version",
+    "type_vocab_size",
+    "use_cache",
+    "vocab_size",
+}
+
+_HEADER_LIMIT = 100_000_000
+_ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8}
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that holds anything but one BERT-like sentence-transformers model.
+
+    Raises UnsafeFolderError, whose message names the file and the remedy.
+    """
+    _check_names(folder)
+    for name in _JSON_LIMITS.keys() - {TOKENIZER}:  # a vocabulary may hold any word
+        if (folder / name).exists():
+            _check_settings(read_json(folder, name), name)
+    read_json(folder, TOKENIZER)
+    _check_modules(read_json(folder, "modules.json"))
+    _check_config(read_json(folder, "config.json"))
+    _check_weights(folder / WEIGHTS)
+
+
+def read_json(folder: Path, name: str) -> Any:
+    """Parse one of the folder's known JSON files, within its size limit; raises UnsafeFolderError."""
+    path = folder / name
+    try:
+        size = path.stat().st_size
+        if size > _JSON_LIMITS[name]:
+            raise UnsafeFolderError(f"{name} is {size} bytes; at most {_JSON_LIMITS[name]} are read.")
+        return json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise UnsafeFolderError(f"{name} is missing from {folder}; copy it from the model's source.") from error
+    except (ValueError, RecursionError) as error:
+        raise UnsafeFolderError(f"{name} is not readable JSON; copy it again from the model's source.") from error
+
+
+def read_object(folder: Path, name: str) -> dict[str, Any]:
+    """Like `read_json`, of a file that must hold an object; a missing file is an empty object."""
+    if not (folder / name).exists():
+        return {}
+    content = read_json(folder, name)
+    if not isinstance(content, dict):
+        raise UnsafeFolderError(f"{name} must hold a JSON object.")
+    return content
+
+
+def read_max_seq_length(folder: Path) -> int:
+    """How many tokens of a text the model reads, [CLS] and [SEP] included.
+
+    sentence-transformers before 6 says so in `sentence_bert_config.json`, since 6 in `tokenizer_config.json`;
+    never more than there are position embeddings.
+    """
+    stated = [
+        read_object(folder, "sentence_bert_config.json").get("max_seq_length"),
+        read_object(folder, "tokenizer_config.json").get("model_max_length"),
+    ]
+    positions = read_positive_int(folder, "max_position_embeddings")
+    # A tokenizer without a limit says 1e30, as a float.
+    known = [int(length) for length in stated if isinstance(length, int | float) and length >= 2]
+    return min(known[0], positions) if known else positions
+
+
+def read_positive_int(folder: Path, setting: str) -> int:
+    """A size from `config.json`; raises UnsafeFolderError when it isn't a positive whole number."""
+    value = read_object(folder, "config.json").get(setting)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UnsafeFolderError(f"config.json must hold a positive whole number as {setting!r}.")
+    return value
+
+
+def read_fraction(folder: Path, setting: str, default: float) -> float:
+    """A number from 0 to below 1 from `config.json`; raises UnsafeFolderError when it is anything else."""
+    value = read_object(folder, "config.json").get(setting, default)
+    if not isinstance(value, int | float) or not 0 <= value < 1:
+        raise UnsafeFolderError(f"config.json must hold a number from 0 to below 1 as {setting!r}.")
+    return float(value)
+
+
+def _check_names(folder: Path) -> None:
+    if folder.is_symlink() or not folder.is_dir():
+        raise UnsafeFolderError(f"{folder} is not a folder; links are not followed.")
+    for parent, folders, files in os.walk(folder):
+        inside = PurePosixPath(Path(parent).relative_to(folder).as_posix())
+        for name in folders:
+            _check_entry(folder, inside / name, _FOLDERS)
+        for name in files:
+            _check_entry(folder, inside / name, _JSON_LIMITS.keys() | _OTHER_FILES)
+    for needed in _NEEDED:
+        if not (folder / needed).is_file():
+            raise UnsafeFolderError(f"{needed} is missing from {folder}; copy it from the model's source.")
+
+
+def _check_entry(folder: Path, name: PurePosixPath, allowed: set[str]) -> None:
+    path = folder / name
+    if path.is_symlink():
+        raise UnsafeFolderError(f"{name} is a link; put the file itself in its place.")
+    if str(name) not in allowed:
+        raise UnsafeFolderError(f"{name} has no place in a model folder ({WEIGHTS} holds the weights); remove it.")
+    if not (path.is_file() or path.is_dir()):
+        raise UnsafeFolderError(f"{name} is neither a file nor a folder; remove it.")
+
+
+def _check_settings(content: Any, name: str) -> None:
+    """Look for code settings at any depth; a loop, because JSON from outside may be nested deeply."""
+    waiting = [content]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            if found := _CODE_SETTINGS & value.keys():
+                raise UnsafeFolderError(f"{name} sets {min(found)!r}, which makes a library load code; remove it.")
+            waiting.extend(value.values())
+        elif isinstance(value, list):
+            waiting.extend(value)
+
+
+def _check_modules(modules: Any) -> None:
+    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
+        raise UnsafeFolderError("modules.json must hold a list of modules.")
+    for module in modules:
+        kind = str(module.get("type"))
+        if kind not in _MODULES:
+            raise UnsafeFolderError(
+                f"modules.json names {kind!r}; a model here is made of Transformer, Pooling and Normalize."
+            )
+        if module.get("path") != _MODULES[kind] or module.keys() - {"idx", "name", "path", "type"}:
+            raise UnsafeFolderError(f"modules.json must place {kind} in {_MODULES[kind]!r}, and say nothing else.")
+    if [module["path"] for module in modules] not in _MODULE_ORDERS:
+        raise UnsafeFolderError("modules.json must list Transformer, Pooling and, at will, Normalize, in this order.")
+
+
+def _check_config(config: Any) -> None:
+    if not isinstance(config, dict):
+        raise UnsafeFolderError("config.json must hold a JSON object.")
+    # Any other kind of model is refused by name, at load.
+    unknown = config.keys() - _CONFIG_SETTINGS
+    if unknown and config.get("model_type") == "bert":
+        raise UnsafeFolderError(
+            f"config.json sets {min(unknown)!r}, which a BERT does not have; remove it if it means nothing."
+        )
+
+
+def _check_weights(path: Path) -> None:
+    """Read the safetensors header ourselves: its length, the kinds of numbers, and where they lie."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        (header_size,) = struct.unpack("<Q", start) if len(start) == 8 else (size,)
+        if header_size > min(_HEADER_LIMIT, size - 8):
+            raise UnsafeFolderError(f"{WEIGHTS} has no sound header; copy it again from the model's source.")
+        header = file.read(header_size)
+    spans = sorted(_read_spans(header))
+    end = 0
+    for first, last in spans:
+        if first != end:
+            raise UnsafeFolderError(f"{WEIGHTS} has tensors that overlap or leave gaps; copy it again.")
+        end = last
+    if end != size - 8 - header_size:
+        raise UnsafeFolderError(f"{WEIGHTS} is cut short or too long for its header; copy it again.")
+
+
+def _read_spans(header: bytes) -> list[tuple[int, int]]:
+    try:
+        tensors = json.loads(header)
+        tensors.pop("__metadata__", None)
+        return [_read_span(name, tensor) for name, tensor in tensors.items()]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise UnsafeFolderError(f"{WEIGHTS} has an unreadable header; copy it again.") from error
+
+
+def _read_span(name: str, tensor: dict[str, Any]) -> tuple[int, int]:
+    if tensor["dtype"] not in _ITEM_BYTES:
+        raise UnsafeFolderError(
+            f"{WEIGHTS} keeps {name!r} as {tensor['dtype']}; convert it to one of {', '.join(_ITEM_BYTES)}."
+        )
+    first, last = tensor["data_offsets"]
+    whole = all(type(number) is int and number >= 0 for number in (first, last, *tensor["shape"]))
+    if not whole or last - first != math.prod(tensor["shape"]) * _ITEM_BYTES[tensor["dtype"]]:
+        raise UnsafeFolderError(f"{WEIGHTS} places {name!r} where it cannot lie; copy it again.")
+    return first, last

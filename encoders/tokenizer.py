@@ -1,0 +1,73 @@
+"""Text to token ids, in time bounded by the length that the model reads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from encoders.errors import UnsafeFolderError, UnsupportedArchitectureError
+
+# Text beyond this many characters for each token that the model reads is not looked at. English has 4 to 5
+# characters a token; hardly any text has 32 on average over its first 256 tokens.
+_CHARACTERS_PER_TOKEN = 32
+_WHITESPACE_RUNS = re.compile(r"[ \t\r\n]{2,}")
+
+
+class TokenizedText(NamedTuple):
+    """A text as the model reads it."""
+
+    ids: np.ndarray
+    """(length,) int32, [CLS] … [SEP], at most `max_seq_length` long."""
+
+    untruncated_length: int
+    """How long `ids` would be without the cut; a lower bound for texts over 32 characters a token read."""
+
+
+class TextTokenizer:
+    """A `tokenizer.json` whose own truncation and padding are off: ours follow `max_seq_length`."""
+
+    def __init__(self, path: Path, *, max_seq_length: int, lowercase: bool) -> None:
+        self._tokenizer = _open(path)
+        # all-MiniLM-L6-v2 comes with both, at 128 tokens, while the model reads 256.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._lowercase = lowercase
+        self.max_seq_length = max_seq_length
+        if len(self._tokenizer.encode("").ids) != 2:
+            raise UnsupportedArchitectureError("tokenizer.json must frame a text by one token on each side.")
+
+    @property
+    def vocabulary_size(self) -> int:
+        size: int = self._tokenizer.get_vocab_size()
+        return size
+
+    def __call__(self, texts: Sequence[str]) -> list[TokenizedText]:
+        encodings = self._tokenizer.encode_batch_fast([self._prepare(text) for text in texts])
+        return [self._cut(encoding.ids) for encoding in encodings]
+
+    def _prepare(self, text: str) -> str:
+        # Half of a surrogate pair is legal in JSON and in str, but is no text: it becomes a question mark.
+        text = text.encode("utf-8", "replace").decode("utf-8")
+        limit = self.max_seq_length * _CHARACTERS_PER_TOKEN
+        if len(text) > limit:
+            # A megabyte takes the tokenizer up to 3 s. Whitespace makes no tokens, so it doesn't count.
+            text = _WHITESPACE_RUNS.sub(" ", text)[:limit]
+        return text.lower() if self._lowercase else text
+
+    def _cut(self, ids: list[int]) -> TokenizedText:
+        if len(ids) <= self.max_seq_length:
+            return TokenizedText(np.array(ids, dtype=np.int32), len(ids))
+        kept = [*ids[: self.max_seq_length - 1], ids[-1]]
+        return TokenizedText(np.array(kept, dtype=np.int32), len(ids))
+
+
+def _open(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library has no exception of its own
+        raise UnsafeFolderError(f"{path.name} is no tokenizer: {error}") from error

@@ -1,0 +1,85 @@
+"""The application: middleware, routers, and what they share."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Security
+from fastapi.security import HTTPBearer
+from fastapi_offline import FastAPIOffline
+
+from service.errors import ERROR_RESPONSES, install_error_handlers
+from service.keys import KeyGate
+from service.routes import files, health, jobs, models
+from service.settings import ServiceSettings
+from service.state import ServiceState
+from service.telemetry import RequestTelemetry
+from storage import queue
+from storage.artifacts import ArtifactStore
+from storage.database import Database
+
+_DESCRIPTION = """
+Teach an encoder what *alike* means to you, then use it.
+
+Upload a dataset, fine-tune an encoder on it with the NT-Xent loss, and embed with the result. The routes under
+`/v1` are those of OpenAI's API where it has them, so its clients work unmodified.
+"""
+
+
+def create_app(settings: ServiceSettings) -> FastAPI:
+    """The application of one role. Raises NoServersError when DATABASE_URL or REDIS_URL is missing."""
+    state = _build_state(settings)
+    # The documentation page's scripts come with it: it works on a network without the internet.
+    app = FastAPIOffline(
+        title="Likeness",
+        version="0.1.0",
+        description=_DESCRIPTION,
+        redoc_url=None,
+        lifespan=_lifespan,
+        responses=ERROR_RESPONSES,
+    )
+    app.state.service = state
+    for router, protected in _routers(state):
+        app.include_router(router, dependencies=[Security(HTTPBearer(auto_error=False))] if protected else None)
+    install_error_handlers(app)
+    # The last added is the outermost: a request gets its id first, and then its caller.
+    app.add_middleware(KeyGate, database=state.database)
+    app.add_middleware(RequestTelemetry)
+    return app
+
+
+def _build_state(settings: ServiceSettings) -> ServiceState:
+    state = ServiceState(
+        settings=settings,
+        database=Database(settings.required_database_url, pool_size=20),
+        redis=queue.connect(settings.required_redis_url),
+        artifacts=ArtifactStore(settings.artifacts_dir),
+    )
+    if settings.role != "api":
+        # Here and not above: the API role has no torch.
+        from service.inference.engine import InferenceEngine
+
+        state.inference = InferenceEngine(settings, state.artifacts)
+    return state
+
+
+def _routers(state: ServiceState) -> list[tuple[APIRouter, bool]]:
+    """The routers of a role, and whether they want a key."""
+    routers: list[tuple[APIRouter, bool]] = [(health.router, False)]
+    if state.settings.role != "inference":
+        routers += [(files.router, True), (jobs.router, True), (models.router, True)]
+    if state.inference is not None:
+        from service.routes import embeddings, similarity
+
+        routers += [(embeddings.router, True), (similarity.router, True)]
+    return routers
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+    state: ServiceState = app.state.service
+    yield {}
+    if state.inference is not None:
+        state.inference.close()
+    state.redis.close()
+    state.database.dispose()

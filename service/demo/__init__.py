@@ -1,0 +1,1 @@
+"""The demo: learns what Python's documentation means, and shows what that was worth."""

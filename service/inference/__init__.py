@@ -1,0 +1,1 @@
+"""Encoders in memory and the queue in front of them."""

@@ -1,0 +1,69 @@
+"""What the inference routes call: a model and texts in, unit vectors out."""
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import structlog
+
+from service.inference.batcher import Batcher
+from service.inference.pool import EncoderPool
+from service.model_names import NamedModel, base_models
+from service.settings import ServiceSettings
+from storage.artifacts import ArtifactStore
+
+log = structlog.get_logger(__name__)
+
+_PROBE_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Unit vectors (n, d) float32, the tokens that were read, and the places of texts that were cut."""
+
+    vectors: npt.NDArray[np.float32]
+    tokens: int
+    truncated: list[int]
+
+
+class InferenceEngine:
+    """Encoders and the batcher in front of them. Belongs to one event loop."""
+
+    def __init__(self, settings: ServiceSettings, artifacts: ArtifactStore) -> None:
+        self._settings = settings
+        self._pool = EncoderPool(artifacts, base_models_dir=settings.base_models_dir, size=settings.loaded_models)
+        # One thread: torch spreads a forward pass over the cores itself.
+        self._forward = ThreadPoolExecutor(1, thread_name_prefix="forward")
+        self._batcher = Batcher(
+            self._forward,
+            tokens_per_batch=settings.tokens_per_batch,
+            queued_tokens=settings.queued_tokens,
+        )
+
+    async def embed(self, model: NamedModel, texts: Sequence[str]) -> Embedded:
+        """Embed texts with a model. Raises LikenessError as the pool and the batcher do."""
+        encoder = await self._pool.get(model)
+        # Off the event loop: the tokenizer releases the GIL, and long texts take a while.
+        tokenized = await asyncio.to_thread(encoder.tokenize, texts)
+        vectors = await self._batcher.embed(encoder.embed, [text.ids for text in tokenized])
+        return Embedded(
+            vectors=vectors,
+            tokens=sum(len(text.ids) for text in tokenized),
+            truncated=[index for index, text in enumerate(tokenized) if text.untruncated_length > len(text.ids)],
+        )
+
+    async def probe(self) -> None:
+        """Embed a word with a base model, to know that it can be done.
+
+        Raises TimeoutError after 30 s, and LikenessError.
+        """
+        models = base_models(self._settings.base_models_dir)
+        async with asyncio.timeout(_PROBE_SECONDS):
+            await self.embed(next(iter(models.values())), ["ready"])
+
+    def close(self) -> None:
+        """Let the running forward pass end, and no other begin."""
+        self._forward.shutdown(wait=True, cancel_futures=True)

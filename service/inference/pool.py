@@ -1,0 +1,70 @@
+"""Encoders in memory: loaded on first use, verified, and dropped when others are used more."""
+
+import asyncio
+from collections import OrderedDict
+from pathlib import Path
+
+import structlog
+import torch
+
+from api_schemas.errors import LikenessError
+from encoders import registry
+from encoders.errors import EncoderError
+from encoders.text import TextEncoder
+from service.model_names import NamedModel
+from storage.artifacts import ArtifactStore
+
+log = structlog.get_logger(__name__)
+
+
+class EncoderPool:
+    """At most `size` encoders by model name. Belongs to one event loop."""
+
+    def __init__(self, artifacts: ArtifactStore, *, base_models_dir: Path | None, size: int) -> None:
+        self._artifacts = artifacts
+        self._base_models_dir = base_models_dir
+        self._size = size
+        # Ordered by use. A future stands for its encoder from the moment loading begins, so that many requests
+        # for a model that isn't there load it once.
+        self._encoders: OrderedDict[str, asyncio.Future[TextEncoder]] = OrderedDict()
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    async def get(self, model: NamedModel) -> TextEncoder:
+        """The encoder of a model. Raises LikenessError `weights_unavailable` or `artifact_corrupt`."""
+        future = self._encoders.get(model.name)
+        if future is None:
+            future = asyncio.ensure_future(asyncio.to_thread(self._load, model))
+            self._encoders[model.name] = future
+            self._make_room()
+        self._encoders.move_to_end(model.name)
+        try:
+            # Shielded: a client that leaves must not stop the loading that others wait for.
+            return await asyncio.shield(future)
+        except LikenessError:
+            self._encoders.pop(model.name, None)
+            raise
+
+    def _make_room(self) -> None:
+        while len(self._encoders) > self._size:
+            name, _ = self._encoders.popitem(last=False)
+            # Requests that hold the encoder keep it alive until they are answered.
+            log.info("encoder_dropped", model=name)
+
+    def _load(self, model: NamedModel) -> TextEncoder:
+        try:
+            folder = self._folder(model)
+            encoder = TextEncoder.load(folder, device=self._device)
+        except EncoderError as error:
+            log.error("encoder_not_loaded", model=model.name, reason=str(error))
+            raise LikenessError("weights_unavailable", f"{model.name} can't be loaded: {error}") from error
+        log.info("encoder_loaded", model=model.name, device=self._device)
+        return encoder.eval()
+
+    def _folder(self, model: NamedModel) -> Path:
+        """Where the model's files are, verified."""
+        if model.artifact is not None:
+            return self._artifacts.verify_model(model.artifact)
+        folder = registry.locate(model.name, self._base_models_dir)
+        if model.weights_sha256 is not None:
+            registry.verify_weights(folder, model.weights_sha256)
+        return folder

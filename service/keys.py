@@ -1,0 +1,88 @@
+"""Who is asking: the bearer key that every route under /v1 wants."""
+
+from typing import Annotated, NamedTuple
+
+import structlog
+from fastapi import Depends, Request
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from api_schemas.errors import LikenessError
+from service.errors import BACKEND_AWAY, answer_away, error_response
+from storage import teams
+from storage.database import Database
+
+_PROTECTED = "/v1"
+
+
+class Caller(NamedTuple):
+    """The team a request acts for, and the key it showed."""
+
+    team_id: str
+    key_id: str
+
+
+class KeyGate:
+    """ASGI middleware: lets nothing into /v1 without a valid key, not even to read a body or to learn a 404."""
+
+    def __init__(self, app: ASGIApp, database: Database) -> None:
+        self.app = app
+        self._database = database
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run one request with its caller known, or answer 401."""
+        if scope["type"] != "http" or not _is_protected(scope["path"]):
+            await self.app(scope, receive, send)
+            return
+        try:
+            caller = await self._identify(Headers(scope=scope).get("authorization", ""))
+        except BACKEND_AWAY as error:
+            # The application's own handlers are further in and don't see this.
+            response = await answer_away(Request(scope), error)
+            await response(scope, receive, send)
+            return
+        if caller is None:
+            response = error_response(_no_valid_key(), scope["state"].get("request_id"))
+            await response(scope, receive, send)
+            return
+        scope["state"]["caller"] = caller
+        structlog.contextvars.bind_contextvars(team=caller.team_id, key=caller.key_id)
+        await self.app(scope, receive, send)
+
+    async def _identify(self, authorization: str) -> Caller | None:
+        scheme, _, key = authorization.partition(" ")
+        key = key.strip()
+        # A key that fails its own checksum was never ours: no query for it.
+        if scheme.lower() != "bearer" or not teams.is_well_formed(key):
+            return None
+        return await run_in_threadpool(self._find, key)
+
+    def _find(self, key: str) -> Caller | None:
+        with self._database.session_across_teams() as session:
+            row = teams.find_key(session, key)
+            return Caller(row.team_id, row.id) if row else None
+
+
+def caller_of(request: Request) -> Caller:
+    """The caller that the gate let in."""
+    caller: Caller = request.state.caller
+    return caller
+
+
+#: What a route declares to know its caller.
+CallerDep = Annotated[Caller, Depends(caller_of)]
+
+
+def _is_protected(path: str) -> bool:
+    return path == _PROTECTED or path.startswith(f"{_PROTECTED}/")
+
+
+def _no_valid_key() -> LikenessError:
+    # One text for every cause: what exactly is wrong with a key is nobody's business but its owner's.
+    return LikenessError(
+        "invalid_api_key",
+        "No valid API key: send `Authorization: Bearer lk_…`. Make one with `likeness keys create NAME`; "
+        "`likeness up` writes its first to DATA_DIR/admin.key.",
+        headers={"WWW-Authenticate": "Bearer"},
+    )

@@ -1,0 +1,55 @@
+"""From a model's name in a request to what stands behind it: a base encoder, or one of the team's own."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy.orm import Session
+
+from api_schemas.errors import LikenessError
+from encoders import registry
+from storage import models
+from storage.settings import StorageSettings
+from storage.tables import Model
+
+
+@dataclass(frozen=True)
+class NamedModel:
+    """What a name stands for. `artifact` is a tuned model's folder in the store, None for a base model."""
+
+    name: str
+    base_model: str
+    artifact: str | None
+    weights_sha256: str | None
+    dimension: int
+    max_seq_length: int
+
+
+def find_model(session: Session, settings: StorageSettings, name: str) -> NamedModel:
+    """The model called `name`, if it is a base model or one of the session's team.
+
+    Raises LikenessError `model_not_found`. The name is looked up in tables and never becomes part of a path.
+    """
+    row = models.find(session, name)
+    if row is not None:
+        return of_row(row)
+    base = base_models(settings.base_models_dir).get(name)
+    if base is None:
+        raise LikenessError(
+            "model_not_found",
+            f"There is no model {name!r}; GET /v1/models lists those there are.",
+            param="model",
+        )
+    return base
+
+
+def base_models(base_models_dir: Path | None) -> dict[str, NamedModel]:
+    """The base models of this installation, by name."""
+    return {
+        name: NamedModel(name, name, None, base.weights_sha256, base.dimension, base.max_seq_length)
+        for name, base in registry.available(base_models_dir).items()
+    }
+
+
+def of_row(row: Model) -> NamedModel:
+    """A tuned model."""
+    return NamedModel(row.id, row.base_model, row.artifact, row.weights_sha256, row.dimension, row.max_seq_length)

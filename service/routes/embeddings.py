@@ -1,0 +1,97 @@
+"""/v1/embeddings: texts in, unit vectors out."""
+
+import base64
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+from fastapi import APIRouter, Depends
+from fastapi.responses import JSONResponse
+from starlette.concurrency import run_in_threadpool
+
+from api_schemas.embeddings import EmbeddingRequest, EmbeddingResponse, EmbeddingUsage
+from api_schemas.errors import LikenessError
+from service.inference.engine import Embedded, InferenceEngine
+from service.keys import CallerDep
+from service.model_names import NamedModel, find_model
+from service.state import ServiceState, StateDep
+from service.strict_route import StrictRoute
+
+router = APIRouter(prefix="/v1/embeddings", tags=["inference"], route_class=StrictRoute)
+
+
+def engine_of(state: StateDep) -> InferenceEngine:
+    """The engine; these routes exist only in a process that has one."""
+    assert state.inference is not None  # noqa: S101 — service.app mounts the routes with the engine
+    return state.inference
+
+
+EngineDep = Annotated[InferenceEngine, Depends(engine_of)]
+
+
+@router.post("", response_model=EmbeddingResponse)
+async def create_embeddings(
+    request: EmbeddingRequest, caller: CallerDep, state: StateDep, engine: EngineDep
+) -> JSONResponse:
+    """Embed texts. Vectors have length 1, so that a dot product of two is their cosine similarity."""
+    model = await run_in_threadpool(resolve_model, state, caller.team_id, request.model)
+    _check_dimensions(request.dimensions, model)
+    embedded = await engine.embed(model, request.input)
+    vectors = shorten(embedded.vectors, request.dimensions)
+    # Written without pydantic: it would copy a request's million floats one by one.
+    return JSONResponse(
+        {
+            "object": "list",
+            "data": [
+                {"object": "embedding", "index": index, "embedding": encoded}
+                for index, encoded in enumerate(_encode(vectors, request.encoding_format))
+            ],
+            "model": request.model,
+            "usage": usage_of(embedded).model_dump(),
+        }
+    )
+
+
+def resolve_model(state: ServiceState, team_id: str, name: str) -> NamedModel:
+    """The model a request names. Raises LikenessError `model_not_found`."""
+    with state.database.session(team_id) as session:
+        return find_model(session, state.settings, name)
+
+
+def shorten(vectors: npt.NDArray[np.float32], dimensions: int | None) -> npt.NDArray[np.float32]:
+    """The first `dimensions` of each vector (n, d), normalised again; all of them for None.
+
+    Raises LikenessError `model_output_invalid` for a vector that has nothing in those dimensions.
+    """
+    if dimensions is None or dimensions == vectors.shape[1]:
+        return vectors
+    kept = vectors[:, :dimensions].astype(np.float64)
+    norms = np.linalg.norm(kept, axis=1, keepdims=True)
+    if not np.all(norms > 0):
+        raise LikenessError(
+            "model_output_invalid", f"A vector is zero in its first {dimensions} dimensions; ask for more."
+        )
+    shortened: npt.NDArray[np.float32] = (kept / norms).astype(np.float32)
+    return shortened
+
+
+def usage_of(embedded: Embedded) -> EmbeddingUsage:
+    """What a request cost, and which of its texts were cut."""
+    return EmbeddingUsage(prompt_tokens=embedded.tokens, total_tokens=embedded.tokens, truncated=embedded.truncated)
+
+
+def _check_dimensions(dimensions: int | None, model: NamedModel) -> None:
+    if dimensions is not None and dimensions > model.dimension:
+        raise LikenessError(
+            "out_of_range",
+            f"'dimensions' must be at most {model.dimension}, the length of {model.name}'s vectors.",
+            param="dimensions",
+        )
+
+
+def _encode(vectors: npt.NDArray[np.float32], encoding_format: str) -> list[Any]:
+    if encoding_format == "float":
+        floats: list[Any] = vectors.tolist()
+        return floats
+    little_endian = np.ascontiguousarray(vectors, dtype="<f4")
+    return [base64.b64encode(row.tobytes()).decode("ascii") for row in little_endian]

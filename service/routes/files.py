@@ -1,0 +1,157 @@
+"""/v1/files: datasets, uploaded as a stream and validated in the queue."""
+
+import re
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import FileResponse
+from starlette.concurrency import run_in_threadpool
+
+from api_schemas.errors import LikenessError
+from api_schemas.files import File
+from api_schemas.pages import Deleted, Page
+from service.keys import Caller, CallerDep
+from service.routes.paging import After, Limit, page_of
+from service.state import ServiceState, StateDep
+from service.strict_route import StrictRoute, stream_body
+from service.uploads import FileForm
+from storage import files, queue, tables
+from storage.artifacts import StoredFile
+from storage.ids import new_id
+
+router = APIRouter(prefix="/v1/files", tags=["files"], route_class=StrictRoute)
+
+_PURPOSE = "fine-tune"
+_FIELDS = {"purpose", "expires_after[anchor]", "expires_after[seconds]"}
+_FORM = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file", "purpose"],
+                    "properties": {
+                        "file": {"type": "string", "format": "binary", "description": "JSONL, UTF-8."},
+                        "purpose": {"type": "string", "enum": [_PURPOSE]},
+                    },
+                }
+            }
+        },
+    }
+}
+
+
+@router.post("", openapi_extra=_FORM)
+async def create_file(request: Request, caller: CallerDep, state: StateDep) -> File:
+    """Upload a dataset: one JSON object a line, {"anchor", "positive"} or {"text", "label"}.
+
+    It is stored as it is sent, and validated in the queue; `status` turns to `processed` or `error`.
+    """
+    form = FileForm(request.headers.get("content-type", ""))
+    body = stream_body(request, state.settings.max_upload_bytes)
+    file_id = new_id("file")
+    stored = await state.artifacts.write_file(file_id, form.file_chunks(body))
+    try:
+        _check(form)
+        return await run_in_threadpool(_register, state, caller, file_id, form, stored)
+    except BaseException:
+        # Bytes without a row would never be found again.
+        state.artifacts.delete_file(file_id)
+        raise
+
+
+@router.get("")
+def list_files(
+    caller: CallerDep,
+    state: StateDep,
+    after: After = None,
+    limit: Limit = 100,
+    order: Literal["asc", "desc"] = "desc",
+    purpose: Annotated[str | None, Query(max_length=64)] = None,
+) -> Page[File]:
+    """The team's files, newest first unless asked otherwise."""
+    with state.database.session(caller.team_id) as session:
+        rows, has_more = files.list_files(session, purpose=purpose, after=after, limit=limit, order=order)
+        return page_of([_wire(row) for row in rows], [row.id for row in rows], has_more=has_more)
+
+
+@router.get("/{file_id}")
+def get_file(file_id: str, caller: CallerDep, state: StateDep) -> File:
+    """One file, with what validation found."""
+    with state.database.session(caller.team_id) as session:
+        return _wire(files.get(session, file_id))
+
+
+@router.get("/{file_id}/content", response_class=FileResponse)
+def get_content(file_id: str, request: Request, caller: CallerDep, state: StateDep) -> FileResponse:
+    """The bytes of a file, as they were sent."""
+    with state.database.session(caller.team_id) as session:
+        row = files.get(session, file_id)
+    _drop_odd_range(request, row.bytes)
+    path = state.artifacts.file(row.id)
+    if not path.is_file():
+        raise LikenessError("artifact_corrupt", f"The bytes of {row.id} are gone from the artifact store.")
+    return FileResponse(path, media_type="application/octet-stream", filename=row.filename)
+
+
+@router.delete("/{file_id}")
+def delete_file(file_id: str, caller: CallerDep, state: StateDep) -> Deleted:
+    """Delete a file. Refused while a job that hasn't ended reads it."""
+    with state.database.session(caller.team_id) as session:
+        files.delete(session, file_id)
+    state.artifacts.delete_file(file_id)
+    return Deleted(id=file_id, object="file")
+
+
+def _check(form: FileForm) -> None:
+    if form.filename is None:
+        raise LikenessError("missing_parameter", "The form has no 'file'.", param="file")
+    if not form.filename.isprintable():
+        raise LikenessError("invalid_character", "The file's name holds control characters.", param="file")
+    unknown = sorted(form.fields.keys() - _FIELDS)
+    if unknown:
+        raise LikenessError("unknown_parameter", f"The form has an unknown field {unknown[0]!r}.", param=unknown[0])
+    purpose = form.fields.get("purpose")
+    if purpose is None:
+        raise LikenessError("missing_parameter", f"Send purpose={_PURPOSE!r} with the file.", param="purpose")
+    if purpose != _PURPOSE:
+        raise LikenessError("invalid_value", f"'purpose' must be {_PURPOSE!r}, not {purpose!r}.", param="purpose")
+    if any(name.startswith("expires_after") for name in form.fields):
+        raise LikenessError(
+            "invalid_value", "Files here don't expire; leave 'expires_after' out.", param="expires_after"
+        )
+
+
+def _register(state: ServiceState, caller: Caller, file_id: str, form: FileForm, stored: StoredFile) -> File:
+    with state.database.session(caller.team_id) as session:
+        row = files.create(
+            session, file_id, filename=form.filename or "", purpose=form.fields["purpose"], stored=stored
+        )
+        answer = _wire(row)
+    queue.dispatch_soon(state.database, state.redis)
+    return answer
+
+
+def _drop_odd_range(request: Request, size: int) -> None:
+    """Serve one range of bytes where one is asked for; anything else asks for a lot of work, and gets the whole."""
+    wanted = re.fullmatch(r"bytes=(\d{1,18})-\d{0,18}", request.headers.get("range", ""))
+    if wanted is None or int(wanted[1]) >= size:
+        request.scope["headers"] = [item for item in request.scope["headers"] if item[0] != b"range"]
+
+
+def _wire(row: tables.File) -> File:
+    return File(
+        id=row.id,
+        bytes=row.bytes,
+        created_at=int(row.created_at.timestamp()),
+        filename=row.filename,
+        purpose=row.purpose,
+        status=row.status,
+        status_details=row.status_details,
+        sha256=row.sha256,
+        format=row.format,
+        rows=row.rows,
+        error_count=row.error_count or 0,
+        errors=row.errors or [],
+    )

@@ -1,0 +1,215 @@
+"""/v1/fine_tuning/jobs: create, follow and cancel trainings."""
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Request
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from starlette.concurrency import run_in_threadpool
+
+from api_schemas.defaults import openai_view
+from api_schemas.errors import ErrorDetail, LikenessError
+from api_schemas.jobs import (
+    ENDED,
+    Job,
+    JobCreate,
+    JobEvent,
+    Method,
+    Metrics,
+    MetricsSummary,
+    OpenAIHyperparameters,
+    Progress,
+    StepMetrics,
+)
+from api_schemas.pages import Page
+from service.keys import Caller, CallerDep
+from service.model_names import find_model
+from service.routes.paging import After, Limit, page_of
+from service.state import ServiceState, StateDep
+from service.strict_route import StrictRoute
+from storage import files, jobs, queue, tables
+
+router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"], route_class=StrictRoute)
+
+#: How often a followed job is looked at. Its worker writes at most twice a second.
+_FOLLOW_EVERY_SECONDS = 0.25
+_EVENTS_AT_ONCE = 500
+
+
+@router.post("")
+def create_job(request: JobCreate, caller: CallerDep, state: StateDep) -> Job:
+    """Fine-tune a model on a file. Everything but `model` and `training_file` has a default."""
+    with state.database.session(caller.team_id) as session:
+        model = find_model(session, state.settings, request.model)
+        training = _usable(files.get(session, request.training_file, param="training_file"), "training_file")
+        validation = None
+        if request.validation_file is not None:
+            row = files.get(session, request.validation_file, param="validation_file")
+            validation = _usable(row, "validation_file")
+        created = jobs.create(session, request, training, validation, max_seq_length=model.max_seq_length)
+        answer = _wire(created)
+    queue.dispatch_soon(state.database, state.redis)
+    return answer
+
+
+@router.get("")
+def list_jobs(
+    request: Request, caller: CallerDep, state: StateDep, after: After = None, limit: Limit = 20
+) -> Page[Job]:
+    """The team's jobs, newest first; `metadata[key]=value` keeps those that carry it."""
+    metadata = _metadata_filter(request.query_params)
+    with state.database.session(caller.team_id) as session:
+        rows, has_more = jobs.list_jobs(session, metadata=metadata, after=after, limit=limit)
+        return page_of([_wire(row) for row in rows], [row.id for row in rows], has_more=has_more)
+
+
+@router.get("/{job_id}")
+def get_job(job_id: str, caller: CallerDep, state: StateDep) -> Job:
+    """One job: its state, its resolved method, how far it is, and what came of it."""
+    with state.database.session(caller.team_id) as session:
+        return _wire(jobs.get(session, job_id))
+
+
+@router.post("/{job_id}/cancel")
+def cancel_job(job_id: str, caller: CallerDep, state: StateDep) -> Job:
+    """Cancel a job, in whatever state it is; its worker stops within a step."""
+    with state.database.session(caller.team_id) as session:
+        return _wire(jobs.cancel(session, job_id))
+
+
+@router.get("/{job_id}/events")
+def list_events(
+    job_id: str, caller: CallerDep, state: StateDep, after: After = None, limit: Limit = 20
+) -> Page[JobEvent]:
+    """What happened to a job, newest first."""
+    with state.database.session(caller.team_id) as session:
+        row = jobs.get(session, job_id)
+        before = None if after is None else _seq_of(after, row)
+        rows, has_more = jobs.events(session, job_id, after_seq=before, limit=limit, newest_first=True)
+        events = [_wire_event(row) for row in rows]
+    return page_of(events, [event.id for event in events], has_more=has_more)
+
+
+@router.get("/{job_id}/events/stream", response_class=EventSourceResponse)
+async def stream_events(
+    job_id: str,
+    caller: CallerDep,
+    state: StateDep,
+    last_event_id: Annotated[str | None, Header(pattern=r"^\d{1,9}$")] = None,
+) -> AsyncIterator[ServerSentEvent]:
+    """What happens to a job, as it happens (Server-Sent Events), oldest first.
+
+    `id` is the event's number; send the last one seen as `Last-Event-ID` to go on from there. The stream ends with
+    an event named `done` that holds the job.
+    """
+    seq = int(last_event_id or 0)
+    # A client whose stream ends without `done`, because the service stops, connects again and goes on.
+    while not state.stopping:
+        events, job = await run_in_threadpool(_news, state, caller, job_id, seq)
+        for event in events:
+            seq = event.seq
+            yield ServerSentEvent(raw_data=event.model_dump_json(), event=event.type, id=str(seq))
+        if len(events) == _EVENTS_AT_ONCE:
+            continue
+        if job.status in ENDED:
+            yield ServerSentEvent(raw_data=job.model_dump_json(), event="done", id=str(seq))
+            return
+        await asyncio.sleep(_FOLLOW_EVERY_SECONDS)
+
+
+@router.get("/{job_id}/metrics")
+def get_metrics(job_id: str, caller: CallerDep, state: StateDep) -> Metrics:
+    """What each training step of the newest attempt measured."""
+    with state.database.session(caller.team_id) as session:
+        steps = [StepMetrics(**values) for values in jobs.metrics(session, jobs.get(session, job_id))]
+    return Metrics(data=steps, summary=_summary(steps))
+
+
+def _usable(file: tables.File, param: str) -> tables.File:
+    if file.status == "error":
+        raise LikenessError("file_invalid", f"File {file.id} can't be used: {file.status_details}", param=param)
+    return file
+
+
+def _metadata_filter(query: Mapping[str, str]) -> dict[str, str]:
+    named = ((re.fullmatch(r"metadata\[(.+)\]", name), value) for name, value in query.items())
+    return {match[1]: value for match, value in named if match}
+
+
+def _news(state: ServiceState, caller: Caller, job_id: str, seq: int) -> tuple[list[JobEvent], Job]:
+    with state.database.session(caller.team_id) as session:
+        # The job first: if it has ended by then, no event can come after those read next.
+        job = _wire(jobs.get(session, job_id))
+        rows, _ = jobs.events(session, job_id, after_seq=seq, limit=_EVENTS_AT_ONCE, newest_first=False)
+        return [_wire_event(row) for row in rows], job
+
+
+def _summary(steps: Sequence[StepMetrics]) -> MetricsSummary:
+    """Rates over all steps: the harmonic mean, since each step's rate is its rows over its own seconds."""
+    if not steps:
+        return MetricsSummary(steps=0)
+    return MetricsSummary(
+        steps=len(steps),
+        pairs_per_second=len(steps) / sum(1 / step.pairs_per_second for step in steps),
+        tokens_per_second=len(steps) / sum(1 / step.tokens_per_second for step in steps),
+    )
+
+
+def _seq_of(event_id: str, job: tables.Job) -> int:
+    prefix, _, seq = event_id.rpartition("-")
+    if prefix != _event_prefix(job.id) or not re.fullmatch(r"\d{1,9}", seq):
+        raise LikenessError("invalid_cursor", f"'after' names no event of this job: {event_id}", param="after")
+    return int(seq)
+
+
+def _event_prefix(job_id: str) -> str:
+    return f"ftevent-{job_id.rpartition('-')[2]}"
+
+
+def _wire_event(row: tables.JobEvent) -> JobEvent:
+    return JobEvent(
+        id=f"{_event_prefix(row.job_id)}-{row.seq}",
+        created_at=int(row.created_at.timestamp()),
+        seq=row.seq,
+        level=row.level,
+        type=row.type,
+        message=row.message,
+        data=row.data,
+    )
+
+
+def _wire(row: tables.Job) -> Job:
+    method = Method(**row.method)
+    openai = OpenAIHyperparameters(**row.openai_hyperparameters) if row.openai_hyperparameters else None
+    progress = Progress(**row.progress) if row.progress and row.state == "running" else None
+    return Job(
+        id=row.id,
+        created_at=int(row.created_at.timestamp()),
+        started_at=int(row.started_at.timestamp()) if row.started_at else None,
+        finished_at=int(row.finished_at.timestamp()) if row.finished_at else None,
+        estimated_finish=_estimated_finish(progress),
+        status=row.state,
+        attempt=row.attempt,
+        model=row.model,
+        fine_tuned_model=row.fine_tuned_model,
+        organization_id=row.team_id,
+        training_file=row.training_file,
+        validation_file=row.validation_file,
+        method=method,
+        hyperparameters=openai_view(method, openai),
+        seed=row.seed,
+        suffix=row.suffix,
+        metadata=row.job_metadata,
+        trained_tokens=row.trained_tokens,
+        progress=progress,
+        error=ErrorDetail(**row.error) if row.error else None,
+    )
+
+
+def _estimated_finish(progress: Progress | None) -> int | None:
+    if progress is None or progress.seconds_left is None:
+        return None
+    return int(time.time() + progress.seconds_left)

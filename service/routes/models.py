@@ -1,0 +1,78 @@
+"""/v1/models: the base encoders and the team's tuned ones."""
+
+from fastapi import APIRouter
+
+from api_schemas.errors import LikenessError
+from api_schemas.models import Model
+from api_schemas.pages import Deleted, Page
+from service.keys import CallerDep
+from service.model_names import base_models, find_model
+from service.routes.paging import page_of
+from service.state import StateDep
+from service.strict_route import StrictRoute
+from storage import models, tables
+
+router = APIRouter(prefix="/v1/models", tags=["models"], route_class=StrictRoute)
+
+# Base models came with the installation, at no particular time.
+_NO_TIME = 0
+
+
+@router.get("")
+def list_models(caller: CallerDep, state: StateDep) -> Page[Model]:
+    """The team's tuned models, newest first, then the base models of this installation."""
+    with state.database.session(caller.team_id) as session:
+        tuned = [_tuned(row) for row in models.list_models(session)]
+    listed = [*tuned, *(_base(name, state) for name in base_models(state.settings.base_models_dir))]
+    return page_of(listed, [model.id for model in listed], has_more=False)
+
+
+@router.get("/{model:path}")
+def get_model(model: str, caller: CallerDep, state: StateDep) -> Model:
+    """One model. A `/` in its name may be sent as it is or as %2F."""
+    with state.database.session(caller.team_id) as session:
+        row = models.find(session, model)
+        if row is not None:
+            return _tuned(row)
+        find_model(session, state.settings, model)
+    return _base(model, state)
+
+
+@router.delete("/{model:path}")
+def delete_model(model: str, caller: CallerDep, state: StateDep) -> Deleted:
+    """Delete a tuned model and its files. Base models belong to the installation and stay."""
+    with state.database.session(caller.team_id) as session:
+        artifact = models.delete(session, model)
+    if artifact is None:
+        raise LikenessError("model_not_found", f"The team has no tuned model {model!r}.", param="model")
+    state.artifacts.delete_model(artifact)
+    return Deleted(id=model, object="model")
+
+
+def _base(name: str, state: StateDep) -> Model:
+    base = base_models(state.settings.base_models_dir)[name]
+    return Model(
+        id=name,
+        created=_NO_TIME,
+        owned_by="likeness",
+        kind="base",
+        base_model=name,
+        dimension=base.dimension,
+        max_seq_length=base.max_seq_length,
+        weights_sha256=base.weights_sha256,
+    )
+
+
+def _tuned(row: tables.Model) -> Model:
+    return Model(
+        id=row.id,
+        created=int(row.created_at.timestamp()),
+        owned_by=row.team_id,
+        kind="fine_tuned",
+        base_model=row.base_model,
+        dimension=row.dimension,
+        max_seq_length=row.max_seq_length,
+        weights_sha256=row.weights_sha256,
+        fine_tuning_job=row.job_id,
+        training_file=row.training_file,
+    )

@@ -1,0 +1,48 @@
+"""/v1/similarity: how alike texts are under a model."""
+
+import numpy as np
+import numpy.typing as npt
+from fastapi import APIRouter
+from starlette.concurrency import run_in_threadpool
+
+from api_schemas.similarity import SimilarityRequest, SimilarityResponse, SimilarityScore
+from service.keys import CallerDep
+from service.routes.embeddings import EngineDep, resolve_model, usage_of
+from service.state import StateDep
+from service.strict_route import StrictRoute
+
+router = APIRouter(prefix="/v1/similarity", tags=["inference"], route_class=StrictRoute)
+
+
+@router.post("")
+async def compare(
+    request: SimilarityRequest, caller: CallerDep, state: StateDep, engine: EngineDep
+) -> SimilarityResponse:
+    """Cosine similarity of pairs of texts, or of a query and documents, the nearest first."""
+    model = await run_in_threadpool(resolve_model, state, caller.team_id, request.model)
+    texts = _texts(request)
+    embedded = await engine.embed(model, texts)
+    scores = _scores_of_pairs(embedded.vectors) if request.pairs else _ranked(embedded.vectors, request.top_k)
+    return SimilarityResponse(data=scores, model=request.model, usage=usage_of(embedded))
+
+
+def _texts(request: SimilarityRequest) -> list[str]:
+    """All texts of a request in one list: the pairs one after the other, or the query and then the documents."""
+    if request.pairs is not None:
+        return [text for pair in request.pairs for text in pair]
+    return [request.query or "", *(request.documents or [])]
+
+
+def _scores_of_pairs(vectors: npt.NDArray[np.float32]) -> list[SimilarityScore]:
+    return _scores(np.einsum("id,id->i", vectors[0::2], vectors[1::2]))
+
+
+def _ranked(vectors: npt.NDArray[np.float32], top_k: int | None) -> list[SimilarityScore]:
+    scores = _scores(vectors[1:] @ vectors[0])
+    return sorted(scores, key=lambda score: (-score.score, score.index))[:top_k]
+
+
+def _scores(cosines: npt.NDArray[np.float32]) -> list[SimilarityScore]:
+    # Rounding can carry the cosine of equal texts a hair past 1.
+    clipped = np.clip(cosines, -1.0, 1.0).tolist()
+    return [SimilarityScore(index=index, score=score) for index, score in enumerate(clipped)]

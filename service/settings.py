@@ -1,0 +1,33 @@
+"""How the HTTP side runs. The environment's names are the fields' with `LIKENESS_` before them."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from storage.settings import StorageSettings
+
+
+class ServiceSettings(StorageSettings):
+    """What `likeness serve` and `likeness up` can be told, beside where things are kept."""
+
+    host: str = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
+    port: int = Field(default=8080, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    role: Literal["all", "api", "inference"] = Field(
+        default="all",
+        description="api: files, jobs and models, without torch. inference: embeddings and similarity. all: both.",
+    )
+    max_upload_bytes: int = Field(default=10 * 1024**3, ge=1, description="The largest file that may be uploaded.")
+    loaded_models: int = Field(
+        default=4, ge=1, description="How many encoders stay in memory; the least recently used goes first."
+    )
+    tokens_per_batch: int = Field(default=4096, ge=1, description="Tokens that one forward pass may hold.")
+    queued_tokens: int = Field(
+        default=1_000_000,
+        ge=1,
+        description="Tokens that may wait for a forward pass before requests get a 429.",
+    )
+    drain_seconds: int = Field(
+        default=20,
+        ge=0,
+        description="How long requests in flight may take when the service is asked to stop.",
+    )

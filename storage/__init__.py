@@ -1,0 +1,1 @@
+"""What exists and where it is kept: PostgreSQL rows, artifact bytes, the outbox to the queue."""

@@ -1,0 +1,86 @@
+"""Sessions on PostgreSQL, each of which sees one team's rows and no others."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Engine, create_engine, event, text
+from sqlalchemy.orm import ORMExecuteState, Session, sessionmaker, with_loader_criteria
+
+from storage.tables import TeamOwned
+
+_ACROSS_TEAMS = object()
+
+
+class Database:
+    """The one way to PostgreSQL. Threads may share it; sessions they may not.
+
+    Sessions raise sqlalchemy.exc.OperationalError when the server is away or a statement takes over 10 s.
+    """
+
+    def __init__(self, url: str, *, pool_size: int = 10) -> None:
+        self.engine: Engine = create_engine(
+            url.replace("postgresql://", "postgresql+psycopg://", 1).replace("postgres://", "postgresql+psycopg://", 1),
+            pool_size=pool_size,
+            max_overflow=pool_size,
+            pool_timeout=2.0,
+            pool_pre_ping=True,
+            # An error's text ends up in logs; parameters are somebody's data.
+            hide_parameters=True,
+            connect_args={
+                "connect_timeout": 2,
+                "options": "-c statement_timeout=10000 -c idle_in_transaction_session_timeout=60000",
+                # A peer that vanished without a word is noticed in seconds, not hours.
+                "tcp_user_timeout": 10_000,
+                "keepalives_idle": 5,
+                "keepalives_interval": 2,
+            },
+        )
+        self._sessions = sessionmaker(self.engine, expire_on_commit=False)
+
+    @contextmanager
+    def session(self, team_id: str) -> Iterator[Session]:
+        """A transaction that sees and makes rows of `team_id` only; committed on the way out."""
+        with self._sessions(info={"team": team_id}) as session, session.begin():
+            yield session
+
+    @contextmanager
+    def session_across_teams(self) -> Iterator[Session]:
+        """A transaction for the service's own work: keys before a team is known, workers, the reconciler."""
+        with self._sessions(info={"team": _ACROSS_TEAMS}) as session, session.begin():
+            yield session
+
+    def ping(self) -> None:
+        """Raise OperationalError unless the server answers."""
+        with self.engine.connect() as connection:
+            connection.execute(text("SELECT 1"))
+
+    def dispose(self) -> None:
+        """Close every pooled connection."""
+        self.engine.dispose()
+
+
+@event.listens_for(Session, "do_orm_execute")
+def _see_own_team_only(state: ORMExecuteState) -> None:
+    # The one place where rows are filtered by team. Column loads repeat a filter their first load had.
+    if state.is_column_load or state.is_relationship_load:
+        return
+    team = state.session.info["team"]
+    if team is not _ACROSS_TEAMS:
+        state.statement = state.statement.options(
+            with_loader_criteria(TeamOwned, lambda table: table.team_id == team, include_aliases=True)
+        )
+
+
+@event.listens_for(Session, "before_flush")
+def _write_own_team_only(session: Session, _context: Any, _instances: Any) -> None:
+    team = session.info["team"]
+    if team is _ACROSS_TEAMS:
+        return
+    for row in session.new:
+        if isinstance(row, TeamOwned):
+            owner: str | None = row.team_id
+            if owner is None:
+                row.team_id = team
+            elif owner != team:
+                raise PermissionError(f"a session of team {team} tried to write a row of team {owner}")

@@ -1,0 +1,93 @@
+"""Uploaded files: the rows behind /v1/files."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, func, or_, select, update
+from sqlalchemy.orm import Session
+
+from api_schemas.errors import LikenessError
+from api_schemas.jobs import ENDED
+from storage import queue
+from storage.artifacts import StoredFile
+from storage.pages import Order, page
+from storage.tables import File, Job
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What validation found: a format and rows, or errors and a sentence that sums them up."""
+
+    usable: bool
+    format: str | None
+    rows: int
+    error_count: int
+    errors: list[dict[str, Any]]
+    summary: str | None
+
+
+def create(session: Session, file_id: str, *, filename: str, purpose: str, stored: StoredFile) -> File:
+    """The row of a file whose bytes are stored; its validation is asked for in the same commit."""
+    row = File(id=file_id, filename=filename, purpose=purpose, bytes=stored.bytes, sha256=stored.sha256)
+    row.status = "uploaded"
+    session.add(row)
+    session.flush()
+    queue.put(session, row.team_id, queue.VALIDATE_FILE, [file_id])
+    session.refresh(row)
+    return row
+
+
+def get(session: Session, file_id: str, *, param: str | None = None) -> File:
+    """A file that isn't deleted. Raises LikenessError `not_found`."""
+    row = session.scalar(select(File).where(File.id == file_id, File.deleted_at.is_(None)))
+    if row is None:
+        raise LikenessError("not_found", f"There is no file {file_id!r}", param=param)
+    return row
+
+
+def list_files(
+    session: Session, *, purpose: str | None, after: str | None, limit: int, order: Order
+) -> tuple[Sequence[File], bool]:
+    """A page of the team's files, and whether more follow."""
+    criteria: list[ColumnElement[bool]] = [File.deleted_at.is_(None)]
+    if purpose is not None:
+        criteria.append(File.purpose == purpose)
+    return page(session, File, *criteria, after=after, limit=limit, order=order)
+
+
+def delete(session: Session, file_id: str) -> None:
+    """Mark a file deleted. Raises LikenessError `not_found`, or `file_in_use` while a job reads it."""
+    row = get(session, file_id)
+    reads_it = or_(Job.training_file == file_id, Job.validation_file == file_id)
+    job = session.scalar(select(Job).where(reads_it, Job.state.not_in(ENDED)).limit(1))
+    if job is not None:
+        raise LikenessError(
+            "file_in_use",
+            f"Job {job.id} reads this file and has not ended. Cancel the job first, or wait for it.",
+            headers={"x-should-retry": "false"},
+        )
+    row.deleted_at = func.clock_timestamp()
+
+
+def waiting_for_validation(session: Session) -> Sequence[str]:
+    """Ids of the files that nobody has validated yet."""
+    return session.scalars(select(File.id).where(File.status == "uploaded", File.deleted_at.is_(None))).all()
+
+
+def record_verdict(session: Session, file_id: str, verdict: Verdict) -> bool:
+    """Keep what validation found. False when somebody else has already: the first verdict stays."""
+    recorded = session.execute(
+        update(File)
+        .where(File.id == file_id, File.status == "uploaded")
+        .values(
+            status="processed" if verdict.usable else "error",
+            status_details=verdict.summary,
+            format=verdict.format,
+            rows=verdict.rows,
+            error_count=verdict.error_count,
+            errors=verdict.errors,
+        )
+        .returning(File.id)
+    )
+    return recorded.first() is not None

@@ -1,0 +1,90 @@
+"""Where things are kept. Read from the environment, or from a `.env` file in the working directory."""
+
+import json
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class StorageSettings(BaseSettings):
+    """What every process of an installation must agree on."""
+
+    model_config = SettingsConfigDict(env_prefix="LIKENESS_", env_file=".env", extra="ignore", populate_by_name=True)
+
+    database_url: SecretStr | None = Field(
+        default=None,
+        validation_alias="DATABASE_URL",
+        description="PostgreSQL with pgvector, as postgresql://user:password@host/name. "
+        "Not set: `likeness up` runs its own, in the data directory.",
+    )
+    redis_url: SecretStr | None = Field(
+        default=None,
+        validation_alias="REDIS_URL",
+        description="Valkey or Redis, as redis://host:6379/0, rediss:// or unix://. "
+        "Not set: `likeness up` runs its own, in the data directory.",
+    )
+    data_dir: Path = Field(
+        default=Path("likeness-data"),
+        description="Uploaded files, tuned models and, when embedded, the databases. "
+        "Every process must see the same directory.",
+    )
+    base_models_dir: Path | None = Field(
+        default=None,
+        description="More base models: sentence-transformers folders at ORGANISATION/NAME below it.",
+    )
+    log_level: str = Field(default="INFO", description="DEBUG, INFO, WARNING or ERROR.")
+
+    @property
+    def artifacts_dir(self) -> Path:
+        """Where uploaded files and tuned models lie."""
+        return self.data_dir / "artifacts"
+
+    @property
+    def running_file(self) -> Path:
+        """What `likeness up` writes while it runs: its pid and the addresses of its servers."""
+        return self.data_dir / "running.json"
+
+    @property
+    def required_database_url(self) -> str:
+        """The database's URL in clear. Raises NoServersError when there is none."""
+        return self._required(self.database_url)
+
+    @property
+    def required_redis_url(self) -> str:
+        """The queue's URL in clear. Raises NoServersError when there is none."""
+        return self._required(self.redis_url)
+
+    def _required(self, url: SecretStr | None) -> str:
+        if url is None:
+            raise NoServersError(self.data_dir)
+        return url.get_secret_value()
+
+    def with_running_servers(self) -> Self:
+        """These settings, with missing URLs taken from the `likeness up` that runs on the data directory.
+
+        Raises NoServersError when a URL is missing and nothing runs there.
+        """
+        if self.database_url and self.redis_url:
+            return self
+        try:
+            running = json.loads(self.running_file.read_text())
+        except FileNotFoundError:
+            raise NoServersError(self.data_dir) from None
+        return self.model_copy(
+            update={
+                "database_url": self.database_url or SecretStr(running["database_url"]),
+                "redis_url": self.redis_url or SecretStr(running["redis_url"]),
+            }
+        )
+
+
+class NoServersError(Exception):
+    """There is neither a DATABASE_URL and REDIS_URL nor a running `likeness up` to take them from."""
+
+    def __init__(self, data_dir: Path) -> None:
+        super().__init__(
+            "No servers to talk to: set DATABASE_URL and REDIS_URL, "
+            f"or start `likeness up --data-dir {data_dir}` first."
+        )

@@ -1,0 +1,181 @@
+"""The rows. Every one belongs to a team; `storage.database` filters by it."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    DateTime,
+    ForeignKey,
+    Identity,
+    Index,
+    MetaData,
+    Text,
+    UniqueConstraint,
+    func,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+# The clock is PostgreSQL's, everywhere: processes on several machines disagree about the time.
+_NOW = func.clock_timestamp()
+
+
+class Base(DeclarativeBase):
+    """All tables. Constraints have fixed names, so that migrations can speak of them."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012 — SQLAlchemy reads it from the class
+        str: Text,
+        datetime: DateTime(timezone=True),
+        dict[str, Any]: JSONB(none_as_null=True),
+        list[Any]: JSONB(none_as_null=True),
+    }
+
+
+class Team(Base):
+    """Who owns things. There is one to begin with: `default`."""
+
+    __tablename__ = "teams"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+
+
+class TeamOwned:
+    """Mixed into every table whose rows belong to a team, which is all the others."""
+
+    # None until the session that adds the row fills in its own team.
+    team_id: Mapped[str] = mapped_column(ForeignKey("teams.id", ondelete="RESTRICT"))
+
+
+class ApiKey(TeamOwned, Base):
+    """A key's digest. The key itself is shown once and never stored."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    digest: Mapped[str] = mapped_column(unique=True)
+    hint: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+
+
+class File(TeamOwned, Base):
+    """An uploaded dataset. Its bytes are in the artifact store, under its id."""
+
+    __tablename__ = "files"
+    __table_args__ = (Index(None, "team_id", "created_at", "id"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    filename: Mapped[str]
+    purpose: Mapped[str]
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str]
+    status: Mapped[str]
+    status_details: Mapped[str | None]
+    format: Mapped[str | None]
+    rows: Mapped[int | None]
+    error_count: Mapped[int] = mapped_column(server_default="0")
+    errors: Mapped[list[Any] | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    deleted_at: Mapped[datetime | None]
+
+
+class Job(TeamOwned, Base):
+    """A fine-tuning job. Its state moves by compare-and-set only (`storage.jobs`)."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (Index(None, "team_id", "created_at", "id"), Index(None, "state"))
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    state: Mapped[str]
+    model: Mapped[str]
+    training_file: Mapped[str] = mapped_column(ForeignKey("files.id"))
+    validation_file: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
+    method: Mapped[dict[str, Any]]
+    max_seq_length: Mapped[int]
+    openai_hyperparameters: Mapped[dict[str, Any] | None]
+    seed: Mapped[int] = mapped_column(BigInteger)
+    suffix: Mapped[str | None]
+    job_metadata: Mapped[dict[str, Any] | None]
+    progress: Mapped[dict[str, Any] | None]
+    error: Mapped[dict[str, Any] | None]
+    fine_tuned_model: Mapped[str | None]
+    trained_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    # The lease: which attempt may write, who holds it, and until when.
+    attempt: Mapped[int] = mapped_column(server_default="0")
+    crashes: Mapped[int] = mapped_column(server_default="0")
+    worker_id: Mapped[str | None]
+    lease_expires_at: Mapped[datetime | None]
+    # The last event's number. Taking the next by UPDATE makes numbers gapless and writers queue up.
+    last_seq: Mapped[int] = mapped_column(server_default="0")
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+
+class JobEvent(TeamOwned, Base):
+    """Something that happened to a job."""
+
+    __tablename__ = "job_events"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True)
+    attempt: Mapped[int]
+    level: Mapped[str]
+    type: Mapped[str]
+    message: Mapped[str]
+    data: Mapped[dict[str, Any] | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+
+
+class JobMetrics(TeamOwned, Base):
+    """What one training step of one attempt measured."""
+
+    __tablename__ = "job_metrics"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True)
+    values: Mapped[dict[str, Any]]
+
+
+class Model(TeamOwned, Base):
+    """A tuned encoder. Its folder is in the artifact store, complete before this row is."""
+
+    __tablename__ = "models"
+    __table_args__ = (Index(None, "team_id", "created_at", "id"), UniqueConstraint("job_id"))
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    base_model: Mapped[str]
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    training_file: Mapped[str]
+    artifact: Mapped[str]
+    weights_sha256: Mapped[str]
+    dimension: Mapped[int]
+    max_seq_length: Mapped[int]
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    deleted_at: Mapped[datetime | None]
+
+
+class OutboxMessage(TeamOwned, Base):
+    """A task to hand to the queue, written in the commit that makes it necessary."""
+
+    __tablename__ = "outbox"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    queue: Mapped[str]
+    task: Mapped[str]
+    arguments: Mapped[list[Any]]
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from encoders.dropout import dropout
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])
+def test_dropped_share_and_expectation_are_as_asked(probability: float) -> None:
+    torch.manual_seed(0)
+    found = dropout(torch.ones(1000, 999), probability)
+    assert float((found == 0).float().mean()) == pytest.approx(probability, abs=2e-3)
+    assert float(found.max()) == pytest.approx(1 / (1 - probability), rel=1e-4)
+    assert float(found.mean()) == pytest.approx(1, abs=0.01)
+
+
+def test_each_position_is_dropped_alike() -> None:
+    """Four draws share one random word: none of the four may differ from the others."""
+    torch.manual_seed(0)
+    dropped = (dropout(torch.ones(100_000, 4), 0.1) == 0).float()
+    assert dropped.mean(dim=0).tolist() == pytest.approx([0.1] * 4, abs=5e-3)
+    assert torch.corrcoef(dropped.T).fill_diagonal_(0).abs().max() < 0.02
+
+
+def test_a_seed_repeats_the_mask() -> None:
+    masks = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        masks.append(dropout(torch.ones(7, 3), 0.5))
+    assert torch.equal(masks[0], masks[1])
+    assert not torch.equal(masks[0], masks[2])
+
+
+def test_no_dropout_is_the_input_itself() -> None:
+    rows = torch.ones(2)
+    assert dropout(rows, 0.0) is rows
+
+
+def test_the_gradient_passes_where_the_value_did() -> None:
+    rows = torch.ones(50, 50, requires_grad=True)
+    found = dropout(rows, 0.3)
+    found.sum().backward()
+    assert torch.equal(rows.grad, found.detach())

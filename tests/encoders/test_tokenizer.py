@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from encoders.text import TextEncoder
+
+
+def test_a_long_text_is_cut_between_its_frame_and_tells_its_length(minilm: TextEncoder) -> None:
+    (cut,) = minilm.tokenize(["word " * 300])
+    assert (len(cut.ids), cut.untruncated_length, cut.ids.dtype) == (256, 302, np.int32)
+    assert (cut.ids[0], cut.ids[-1]) == (101, 102)
+    assert set(cut.ids[1:-1]) == {2773}
+
+
+def test_a_short_text_is_neither_cut_nor_padded(minilm: TextEncoder) -> None:
+    empty, short = minilm.tokenize(["", "Hello, world"])
+    assert empty.ids.tolist() == [101, 102]
+    assert short.ids.tolist() == [101, 7592, 1010, 2088, 102]
+    assert short.untruncated_length == 5
+
+
+def test_no_texts_are_no_tokens(minilm: TextEncoder) -> None:
+    assert minilm.tokenize([]) == []
+
+
+@pytest.mark.parametrize("text", ["a", "word ", "漢", "a\u0301\u0327", "\u0301", " ", ".", "\ufdfa", "\0", "[SEP]"])
+def test_a_megabyte_is_read_up_to_a_bound(minilm: TextEncoder, text: str) -> None:
+    """Unbounded, some of these have a million tokens."""
+    (tokenized,) = minilm.tokenize([text * (1_000_000 // len(text))])
+    assert len(tokenized.ids) <= minilm.max_seq_length
+    assert tokenized.untruncated_length <= 32 * minilm.max_seq_length + 2
+
+
+def test_whitespace_does_not_push_words_out_of_reach(minilm: TextEncoder) -> None:
+    plain, spread = minilm.tokenize(["one two three", "one" + " \n\t" * 50_000 + "two  three"])
+    assert plain.ids.tolist() == spread.ids.tolist()
+
+
+def test_half_a_surrogate_pair_is_read_as_a_question_mark(minilm: TextEncoder) -> None:
+    broken, question = minilm.tokenize(["what\ud83d", "what?"])
+    assert broken.ids.tolist() == question.ids.tolist()

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from api_schemas.jobs import Contrastive
+from workers.training.config import TrainingConfig, UnresolvedAutoError
+
+RESOLVED = {
+    "loss": {"temperature": 0.05},
+    "hyperparameters": {
+        "n_epochs": 2,
+        "batch_size": 16,
+        "learning_rate": 2e-5,
+        "max_steps": 7,
+        "max_seq_length": 64,
+    },
+}
+
+
+def test_takes_over_every_hyperparameter():
+    config = TrainingConfig.from_method(Contrastive.model_validate(RESOLVED), seed=3)
+    assert config == TrainingConfig(
+        temperature=0.05,
+        n_epochs=2,
+        batch_size=16,
+        learning_rate=2e-5,
+        warmup_ratio=0.1,
+        weight_decay=0.01,
+        max_grad_norm=1.0,
+        max_steps=7,
+        max_seq_length=64,
+        seed=3,
+    )
+
+
+def test_names_what_is_still_auto():
+    with pytest.raises(UnresolvedAutoError, match="batch_size, learning_rate, max_seq_length, n_epochs, temp"):
+        TrainingConfig.from_method(Contrastive(), seed=0)
+
+
+def test_is_frozen():
+    config = TrainingConfig.from_method(Contrastive.model_validate(RESOLVED), seed=0)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.seed = 1

@@ -1,0 +1,1 @@
+"""The queue side: RQ worker, leases, training."""

@@ -1,0 +1,142 @@
+"""Mends what crashes leave behind: expired leases, tasks that the queue lost, bytes that nobody owns.
+
+One process does this at a time, elected by an advisory lock; what it does is safe even if two did. Run as
+`python -m workers.reconciler`, which is what `likeness up` and `likeness reconcile` do.
+"""
+
+import signal
+import sys
+import threading
+import time
+from types import FrameType
+
+import structlog
+from redis import Redis, RedisError
+from sqlalchemy import Connection, create_engine, text
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.pool import NullPool
+
+from storage import files, jobs, queue
+from storage.artifacts import ArtifactStore
+from storage.database import Database
+from storage.logs import configure_logging
+from storage.settings import NoServersError, StorageSettings
+
+log = structlog.get_logger("likeness.reconciler")
+
+TICK_SECONDS = 2.0
+_SWEEP_EVERY_SECONDS = 600.0
+_LEADER_LOCK = 7_310_041_212
+
+
+class Reconciler:
+    """The mending itself; `tick` does all of it once."""
+
+    def __init__(self, database: Database, redis: Redis, artifacts: ArtifactStore) -> None:
+        self._database = database
+        self._redis = redis
+        self._artifacts = artifacts
+        self._swept = -_SWEEP_EVERY_SECONDS
+
+    def tick(self) -> None:
+        """Rescue, dispatch, and enqueue again. Raises OperationalError or RedisError when a server is away."""
+        with self._database.session_across_teams() as session:
+            rescued = jobs.rescue_expired(session)
+        if rescued:
+            log.warning("jobs_rescued", count=rescued)
+        queue.dispatch(self._database, self._redis)
+        self._enqueue_lost()
+        self._sweep()
+
+    def _enqueue_lost(self) -> None:
+        """Hand over again what ought to be in the queue and isn't, for instance because Valkey was emptied."""
+        with self._database.session_across_teams() as session:
+            expected: list[tuple[str, list[str | int]]] = []
+            expected += [(queue.TRAIN, [job_id, attempt]) for job_id, attempt in jobs.queued(session)]
+            expected += [(queue.VALIDATE_FILE, [file_id]) for file_id in files.waiting_for_validation(session)]
+        for task, arguments in expected:
+            if not queue.is_alive(self._redis, task, arguments):
+                log.warning("task_enqueued_again", task=task, arguments=arguments)
+                queue.enqueue(self._redis, task, arguments)
+
+    def _sweep(self) -> None:
+        if time.monotonic() - self._swept < _SWEEP_EVERY_SECONDS:
+            return
+        self._swept = time.monotonic()
+        leftovers = self._artifacts.sweep_unfinished()
+        if leftovers:
+            log.info("leftovers_removed", count=leftovers)
+
+
+class Leadership:
+    """The advisory lock, on a connection outside any pool: a pool would close it, and lose the lock silently."""
+
+    def __init__(self, database: Database) -> None:
+        self._engine = create_engine(database.engine.url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+        self._connection: Connection | None = None
+
+    def is_mine(self) -> bool:
+        """Whether this process leads, asked of the very connection that holds the lock.
+
+        Raises OperationalError when that connection is gone; then somebody else may lead.
+        """
+        try:
+            if self._connection is not None:
+                self._connection.execute(text("SELECT 1"))
+                return True
+            return self._try_to_lead()
+        except OperationalError:
+            self.give_up()
+            raise
+
+    def _try_to_lead(self) -> bool:
+        connection = self._engine.connect()
+        if connection.scalar(text("SELECT pg_try_advisory_lock(:lock)"), {"lock": _LEADER_LOCK}):
+            self._connection = connection
+            return True
+        connection.close()
+        return False
+
+    def give_up(self) -> None:
+        """Close the connection, and with it the lock."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+def run(reconciler: Reconciler, leadership: Leadership, stop: threading.Event) -> None:
+    """Tick until told to stop. Servers that are away are waited for."""
+    while not stop.is_set():
+        try:
+            if leadership.is_mine():
+                reconciler.tick()
+        except (OperationalError, RedisError) as error:
+            log.warning("reconciling_postponed", reason=type(error).__name__)
+        stop.wait(TICK_SECONDS)
+    leadership.give_up()
+
+
+def main() -> int:
+    """Reconcile until SIGTERM or SIGINT. Returns the process' exit code."""
+    settings = StorageSettings()
+    configure_logging(settings.log_level)
+    try:
+        settings = settings.with_running_servers()
+    except NoServersError as error:
+        log.error("reconciler_not_started", reason=str(error))
+        return 2
+    database = Database(settings.required_database_url, pool_size=2)
+    stop = threading.Event()
+
+    def ask_to_stop(_signal: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    signal.signal(signal.SIGTERM, ask_to_stop)
+    signal.signal(signal.SIGINT, ask_to_stop)
+    redis = queue.connect(settings.required_redis_url)
+    run(Reconciler(database, redis, ArtifactStore(settings.artifacts_dir)), Leadership(database), stop)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

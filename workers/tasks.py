@@ -1,0 +1,151 @@
+"""The callables a worker runs. Each runs in a child of the worker, and may be delivered twice."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import structlog
+from sqlalchemy.orm import Session
+
+from api_schemas.errors import LikenessError
+from storage import files, jobs, queue
+from storage.artifacts import ArtifactStore
+from storage.database import Database
+from storage.processes import start_child, stop_child
+from storage.settings import StorageSettings
+from workers import exit_codes
+from workers.lease import Lease, LeaseLostError
+from workers.training import datasets
+
+log = structlog.get_logger("likeness.tasks")
+
+_LOOK_EVERY_SECONDS = 0.25
+#: How long a training may take to stop when asked: a step and the end of a write.
+_GRACE_SECONDS = 10.0
+
+
+def train(job_id: str, attempt: int) -> None:
+    """Run one attempt of a job: take its lease, start the training process, and see to it that the job ends.
+
+    Does nothing when the attempt isn't queued any more, as after a second delivery.
+    """
+    worker_id = os.environ.get("RQ_WORKER_ID", f"pid-{os.getpid()}")
+    with structlog.contextvars.bound_contextvars(job=job_id, attempt=attempt), _database() as database:
+        with database.session_across_teams() as session:
+            job = jobs.start(session, job_id, attempt, worker_id)
+        if job is None:
+            log.info("delivery_ignored", reason="the attempt is not queued")
+            return
+        training = _Training(job_id, attempt)
+        code = training.run(Lease(database, job_id, attempt, worker_id))
+        _settle(database, job_id, attempt, code, stopping=training.stopping)
+
+
+class _Training:
+    """The training process of one attempt, and the signals that reach it."""
+
+    def __init__(self, job_id: str, attempt: int) -> None:
+        self.stopping = False
+        signal.signal(signal.SIGTERM, self._stop)
+        # Same process group as this one: whoever kills the group kills the training too.
+        self._process = start_child(
+            [sys.executable, "-m", "workers.training.run", job_id, str(attempt)],
+            on_parent_death=signal.SIGKILL,
+            new_group=False,
+            # Threads that spin while they wait are ruinous as soon as anybody else works on the same cores.
+            env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
+        )
+
+    def run(self, lease: Lease) -> int:
+        """Watch until the process has ended; its exit code, negative for a signal."""
+        while True:
+            try:
+                return self._process.wait(timeout=_LOOK_EVERY_SECONDS)
+            except subprocess.TimeoutExpired:
+                if self.stopping:
+                    return stop_child(self._process, sig=signal.SIGTERM, grace_seconds=_GRACE_SECONDS)
+            try:
+                lease.keep()
+            except LeaseLostError as lost:
+                log.info("lease_over", reason=str(lost))
+                stop_child(self._process, sig=signal.SIGTERM, grace_seconds=_GRACE_SECONDS)
+                return exit_codes.STALE
+
+    def _stop(self, _signal: int, _frame: FrameType | None) -> None:
+        self.stopping = True
+
+
+def _settle(database: Database, job_id: str, attempt: int, code: int, *, stopping: bool) -> None:
+    """See to it that the job is in a state that says what happened, whatever the process left behind."""
+    if code == exit_codes.STALE:
+        return
+    try:
+        with database.session_across_teams() as session:
+            _settle_running(session, job_id, attempt, code, stopping=stopping)
+    except jobs.StaleAttempt:
+        log.info("training_ended", exit_code=code)
+
+
+def _settle_running(session: Session, job_id: str, attempt: int, code: int, *, stopping: bool) -> None:
+    if code == exit_codes.INTERRUPTED or stopping:
+        log.info("job_given_back")
+        jobs.requeue(
+            session,
+            job_id,
+            attempt,
+            "The worker is shutting down; the job is queued again and begins at step 0",
+        )
+    elif code < 0:
+        name = signal.Signals(-code).name
+        jobs.crashed(session, job_id, attempt, f"The training process was killed by {name}")
+    else:
+        jobs.fail(
+            session, job_id, attempt, "training_crashed",
+            f"The training process ended with exit code {code}. "
+            "This is a defect of the service: please report it with the worker's log.",
+        )  # fmt: skip
+
+
+def validate_file(file_id: str) -> None:
+    """Read an uploaded file row by row, keep the verdict, and release the jobs that waited for it."""
+    settings = StorageSettings().with_running_servers()
+    with structlog.contextvars.bound_contextvars(file=file_id), _database() as database:
+        try:
+            with database.session_across_teams() as session:
+                files.get(session, file_id)
+        except LikenessError:
+            log.info("delivery_ignored", reason="the file is gone")
+            return
+        verdict = _verdict(ArtifactStore(settings.artifacts_dir), file_id)
+        with database.session_across_teams() as session:
+            files.record_verdict(session, file_id, verdict)
+            jobs.release_waiting_for(session, file_id)
+        log.info("file_validated", usable=verdict.usable, rows=verdict.rows, refused=verdict.error_count)
+        queue.dispatch_soon(database, queue.connect(settings.required_redis_url))
+
+
+def _verdict(artifacts: ArtifactStore, file_id: str) -> files.Verdict:
+    report = datasets.validate(artifacts.file(file_id))
+    return files.Verdict(
+        usable=report.usable,
+        format=report.format,
+        rows=report.rows,
+        error_count=report.error_count,
+        errors=[error.model_dump() for error in report.errors],
+        summary=report.summary,
+    )
+
+
+@contextmanager
+def _database() -> Iterator[Database]:
+    """A database of this child's own: connections don't survive a fork."""
+    settings = StorageSettings().with_running_servers()
+    database = Database(settings.required_database_url, pool_size=2)
+    try:
+        yield database
+    finally:
+        database.dispose()

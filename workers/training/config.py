@@ -1,0 +1,38 @@
+"""What a training run is told: every value decided, nothing left to look up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+from api_schemas.jobs import Contrastive
+
+
+class UnresolvedAutoError(ValueError):
+    """A hyperparameter still says `auto`; whoever queues the job decides what that stands for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Hyperparameters of one run. Ranges are those of `api_schemas.jobs`, checked there."""
+
+    temperature: float
+    n_epochs: int
+    batch_size: int  # rows: pairs, or labelled texts
+    learning_rate: float  # the peak
+    warmup_ratio: float  # of all steps
+    weight_decay: float
+    max_grad_norm: float
+    max_steps: int | None  # an upper bound, whatever n_epochs asks for
+    max_seq_length: int  # tokens, the special ones included; no more than the encoder reads
+    seed: int
+
+    @classmethod
+    def from_method(cls, contrastive: Contrastive, *, seed: int) -> Self:
+        """Take over a job's method. Raises UnresolvedAutoError, naming the fields that are still `auto`."""
+        values: dict[str, Any] = contrastive.hyperparameters.model_dump()
+        values["temperature"] = contrastive.loss.temperature
+        unresolved = sorted(name for name, value in values.items() if value == "auto")
+        if unresolved:
+            raise UnresolvedAutoError(f"Not resolved before training: {', '.join(unresolved)}.")
+        return cls(**values, seed=seed)

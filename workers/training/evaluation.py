@@ -1,0 +1,44 @@
+"""How good an encoder is on rows that it was not trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from encoders.text import TextEncoder
+from workers.training.batches import Batches
+from workers.training.losses import NTXentLoss
+from workers.training.tokens import TokenizedDataset
+
+
+@torch.no_grad()
+def validation_loss(
+    encoder: TextEncoder, tokens: TokenizedDataset, loss: NTXentLoss, *, batch_size: int, seed: int
+) -> float:
+    """The loss over one epoch, without dropout: the mean over all pairs of all batches.
+
+    The batches are those of the seed, so that two encoders are asked the same questions. The loss grows with
+    the batch, having more negatives: compare equal batch sizes only. The encoder's mode is left as it was.
+
+    Raises ValueError if the rows and the batch size make no batch; NonFiniteEmbeddingsError.
+    """
+    total, pairs = 0.0, 0
+    with _evaluating(encoder):
+        for batch in Batches(tokens.dataset, batch_size=batch_size, seed=seed).starting_at(0):
+            result = loss.with_statistics(encoder(tokens.select(batch.texts)), torch.from_numpy(batch.labels))
+            total += result.value.item() * result.pairs
+            pairs += result.pairs
+    return total / pairs
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    was_training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was_training)

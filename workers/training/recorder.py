@@ -1,0 +1,91 @@
+"""What a running attempt tells the outside: events, metrics and progress, each write fenced by its attempt."""
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import structlog
+from sqlalchemy.exc import OperationalError
+
+from storage import jobs
+from storage.database import Database
+from workers.training.trainer import StepReport
+
+log = structlog.get_logger("likeness.training")
+
+#: At most so often are steps written: a commit costs some milliseconds, and nobody watches faster.
+_WRITE_EVERY_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """Which attempt of which job writes."""
+
+    job_id: str
+    number: int
+
+
+class Recorder:
+    """Writes for one attempt. Every method raises StaleAttempt once the job is cancelled or somebody else's."""
+
+    def __init__(self, database: Database, attempt: Attempt) -> None:
+        self._database = database
+        self._attempt = attempt
+        self._steps: list[StepReport] = []
+        self._written = time.monotonic()
+
+    def say(self, message: str, *, level: jobs.Level = "info") -> None:
+        """Write an event that people read."""
+        with self._database.session_across_teams() as session:
+            jobs.record(session, self._attempt.job_id, self._attempt.number, message, level=level)
+
+    def step(self, report: StepReport) -> None:
+        """Keep what a step measured, and write what was kept if it is time to."""
+        self._steps.append(report)
+        last = report.step == report.total_steps
+        if last or time.monotonic() - self._written >= _WRITE_EVERY_SECONDS:
+            self.flush(keep_on_failure=not last)
+
+    def flush(self, *, keep_on_failure: bool = False) -> None:
+        """Write the kept steps and one event that sums them up."""
+        if not self._steps:
+            return
+        news = _news(self._steps)
+        job_id, attempt = self._attempt.job_id, self._attempt.number
+        try:
+            with self._database.session_across_teams() as session:
+                jobs.record_steps(session, job_id, attempt, [_metrics(step) for step in self._steps], _progress(news))
+                message = f"Step {news['step']}/{news['total_steps']}: loss={news['loss']:.4f}"
+                jobs.record(session, job_id, attempt, message, metrics=news)
+        except OperationalError as error:
+            if not keep_on_failure:
+                raise
+            # Training goes on while the database is away; the lease decides for how long.
+            log.warning("metrics_kept_back", steps=len(self._steps), reason=type(error).__name__)
+        else:
+            self._steps.clear()
+        self._written = time.monotonic()
+
+
+def _metrics(report: StepReport) -> dict[str, Any]:
+    left_out = {"total_steps", "seconds", "trained_tokens"}
+    return {name: value for name, value in asdict(report).items() if name not in left_out}
+
+
+def _news(steps: list[StepReport]) -> dict[str, Any]:
+    """The last step, with the rates of all steps since the last news."""
+    last = steps[-1]
+    seconds = sum(step.seconds for step in steps)
+    rows = sum(step.pairs_per_second * step.seconds for step in steps)
+    return {
+        "step": last.step,
+        "total_steps": last.total_steps,
+        "loss": last.loss,
+        "learning_rate": last.learning_rate,
+        "pairs_per_second": rows / seconds,
+        "seconds_left": (last.total_steps - last.step) * seconds / len(steps),
+    }
+
+
+def _progress(news: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in news.items() if name != "learning_rate"}

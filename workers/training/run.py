@@ -1,0 +1,211 @@
+"""From a job to a model: the training process, from its first line to its exit code.
+
+Run as `python -m workers.training.run JOB_ID ATTEMPT` by `workers.tasks`, which watches it.
+"""
+
+import errno
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import structlog
+import torch
+from sqlalchemy.exc import OperationalError
+
+from api_schemas.errors import LikenessError
+from api_schemas.jobs import Method
+from encoders import export, registry
+from encoders.errors import EncoderError
+from encoders.text import TextEncoder
+from storage import jobs, models
+from storage.artifacts import ArtifactStore, sha256
+from storage.database import Database
+from storage.logs import configure_logging
+from storage.settings import StorageSettings
+from storage.tables import Job
+from workers import exit_codes
+from workers.training import datasets, evaluation
+from workers.training.config import TrainingConfig
+from workers.training.losses import NTXentLoss
+from workers.training.recorder import Attempt, Recorder
+from workers.training.tokens import TokenizedDataset, tokenize
+from workers.training.trainer import (
+    NonFiniteLossError,
+    OutOfMemoryInTraining,
+    Trainer,
+    TrainingInterrupted,
+)
+
+log = structlog.get_logger("likeness.training")
+
+Answer = TypeVar("Answer")
+
+#: How long the end of a job may wait for a database that is away. The lease ends sooner or later anyway.
+_PATIENCE_SECONDS = 40.0
+
+
+def main(job_id: str, number: int) -> int:
+    """Train one attempt. Returns one of workers.exit_codes; 1, with a traceback in the log, for a defect."""
+    settings = StorageSettings().with_running_servers()
+    configure_logging(settings.log_level)
+    structlog.contextvars.bind_contextvars(job=job_id, attempt=number)
+    stop = _StopRequest()
+    run = _Run(settings, Database(settings.required_database_url, pool_size=2), Attempt(job_id, number), stop)
+    try:
+        return _with_known_ends(run)
+    except (jobs.StaleAttempt, TrainingInterrupted) as end:
+        log.info("training_left", reason=type(end).__name__)
+        return exit_codes.INTERRUPTED if isinstance(end, TrainingInterrupted) else exit_codes.STALE
+    except Exception:  # the edge of the process: the supervisor fails the job, the log has the defect
+        log.exception("training_crashed")
+        return 1
+
+
+class _StopRequest:
+    """Set by SIGTERM; training looks at it between steps."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        signal.signal(signal.SIGTERM, self._ask)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def __call__(self) -> bool:
+        return self.asked
+
+    def _ask(self, _signal: int, _frame: object) -> None:
+        self.asked = True
+
+
+def _with_known_ends(run: "_Run") -> int:
+    """Run, and record every failure that has a name under that name."""
+    try:
+        run.whole()
+    except (NonFiniteLossError, OutOfMemoryInTraining) as error:
+        run.fail(error.code, str(error))
+    except LikenessError as error:
+        run.fail(error.code, error.message)
+    except EncoderError as error:
+        run.fail("weights_unavailable", str(error))
+    except datasets.DatasetError as error:
+        run.fail("file_invalid", str(error))
+    except FileNotFoundError as error:
+        run.fail("training_file_missing", f"A file of this job is gone from the artifact store: {error.filename}")
+    except ValueError as error:
+        run.fail("invalid_value", str(error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        run.fail("disk_full", "The disk filled up; nothing was published. Free space and create the job again.")
+    return exit_codes.RECORDED
+
+
+class _Run:
+    """The steps of a training, in order. Each tells the recorder what it does."""
+
+    def __init__(self, settings: StorageSettings, database: Database, attempt: Attempt, stop: _StopRequest) -> None:
+        self._settings = settings
+        self._database = database
+        self._attempt = attempt
+        self._stop = stop
+        self._artifacts = ArtifactStore(settings.artifacts_dir)
+        self._recorder = Recorder(database, attempt)
+
+    def whole(self) -> None:
+        """Load, train, save, publish. Raises what `_with_known_ends` knows."""
+        job = self._job()
+        base_model, folder = self._base(job)
+        encoder = TextEncoder.load(folder, device="cuda" if torch.cuda.is_available() else "cpu")
+        config = TrainingConfig.from_method(Method(**job.method).contrastive, seed=job.seed)
+        training = self._tokens(job.training_file, encoder, config)
+        validation = self._tokens(job.validation_file, encoder, config) if job.validation_file else None
+        trainer = Trainer(encoder, training, config)
+        before = self._validation_loss(encoder, validation, config)
+        self._recorder.say(f"Training {job.model} on {encoder.device}: {trainer.total_steps} steps")
+        trainer.run(on_step=self._recorder.step, should_stop=self._stop)
+        self._compare(before, self._validation_loss(encoder, validation, config))
+        self._publish(job, encoder, base_model, folder, trainer.trained_tokens)
+
+    def fail(self, code: str, message: str) -> None:
+        """End the job with a reason."""
+        log.warning("job_failed", code=code, reason=message)
+
+        def write() -> None:
+            with self._database.session_across_teams() as session:
+                jobs.fail(session, self._attempt.job_id, self._attempt.number, code, message)
+
+        _patiently(write)
+
+    def _job(self) -> Job:
+        with self._database.session_across_teams() as session:
+            return jobs.running(session, self._attempt.job_id, self._attempt.number)
+
+    def _base(self, job: Job) -> tuple[str, Path]:
+        """The base encoder's name and the verified folder of what training starts from."""
+        with self._database.session(job.team_id) as session:
+            tuned = models.find(session, job.model)
+        if tuned is not None:
+            return tuned.base_model, self._artifacts.verify_model(tuned.artifact)
+        folder = registry.locate(job.model, self._settings.base_models_dir)
+        promised = registry.available(self._settings.base_models_dir)[job.model].weights_sha256
+        if promised is not None:
+            registry.verify_weights(folder, promised)
+        return job.model, folder
+
+    def _tokens(self, file_id: str, encoder: TextEncoder, config: TrainingConfig) -> TokenizedDataset:
+        dataset = datasets.load(self._artifacts.file(file_id))
+        tokens = tokenize(dataset, encoder, max_seq_length=config.max_seq_length)
+        cut = f", {tokens.truncated} of them cut to {config.max_seq_length} tokens" if tokens.truncated else ""
+        self._recorder.say(f"Read {len(dataset)} rows with {len(dataset.texts)} different texts{cut}")
+        return tokens
+
+    def _validation_loss(
+        self, encoder: TextEncoder, tokens: TokenizedDataset | None, config: TrainingConfig
+    ) -> float | None:
+        if tokens is None:
+            return None
+        loss = NTXentLoss(config.temperature)
+        return evaluation.validation_loss(encoder, tokens, loss, batch_size=config.batch_size, seed=config.seed)
+
+    def _compare(self, before: float | None, after: float | None) -> None:
+        if before is not None and after is not None:
+            self._recorder.say(f"Validation loss: {before:.4f} before training, {after:.4f} after")
+
+    def _publish(self, job: Job, encoder: TextEncoder, base_model: str, base_folder: Path, tokens: int) -> None:
+        """Save the encoder, make its folder visible, and end the job, in this order."""
+        name = models.artifact_name(job)
+        with self._artifacts.publishing_model(name) as folder:
+            export.save(encoder, folder, base_folder=base_folder)
+        weights = sha256(self._artifacts.model(name) / "model.safetensors")
+
+        def write() -> None:
+            with self._database.session_across_teams() as session:
+                jobs.succeed(
+                    session, self._attempt.job_id, self._attempt.number, base_model=base_model,
+                    weights_sha256=weights, dimension=encoder.dimension, max_seq_length=encoder.max_seq_length,
+                    trained_tokens=tokens,
+                )  # fmt: skip
+
+        try:
+            _patiently(write)
+        except jobs.StaleAttempt:
+            self._artifacts.delete_model(name)
+            raise
+
+
+def _patiently(write: Callable[[], Answer]) -> Answer:
+    """Write something that must not be lost, waiting for a database that is away."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            return write()
+        except OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(1.0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], int(sys.argv[2])))
