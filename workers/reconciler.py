@@ -12,13 +12,12 @@ from types import FrameType
 
 import structlog
 from redis import Redis, RedisError
-from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.pool import NullPool
 
 from storage import files, jobs, queue
 from storage.artifacts import ArtifactStore
 from storage.database import Database
+from storage.leadership import Leadership
 from storage.logs import configure_logging
 from storage.settings import NoServersError, StorageSettings
 
@@ -26,7 +25,6 @@ log = structlog.get_logger("likeness.reconciler")
 
 TICK_SECONDS = 2.0
 _SWEEP_EVERY_SECONDS = 600.0
-_LEADER_LOCK = 7_310_041_212
 
 
 class Reconciler:
@@ -66,42 +64,6 @@ class Reconciler:
         leftovers = self._artifacts.sweep_unfinished()
         if leftovers:
             log.info("leftovers_removed", count=leftovers)
-
-
-class Leadership:
-    """The advisory lock, on a connection outside any pool: a pool would close it, and lose the lock silently."""
-
-    def __init__(self, database: Database) -> None:
-        self._engine = create_engine(database.engine.url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
-        self._connection: Connection | None = None
-
-    def is_mine(self) -> bool:
-        """Whether this process leads, asked of the very connection that holds the lock.
-
-        Raises OperationalError when that connection is gone; then somebody else may lead.
-        """
-        try:
-            if self._connection is not None:
-                self._connection.execute(text("SELECT 1"))
-                return True
-            return self._try_to_lead()
-        except OperationalError:
-            self.give_up()
-            raise
-
-    def _try_to_lead(self) -> bool:
-        connection = self._engine.connect()
-        if connection.scalar(text("SELECT pg_try_advisory_lock(:lock)"), {"lock": _LEADER_LOCK}):
-            self._connection = connection
-            return True
-        connection.close()
-        return False
-
-    def give_up(self) -> None:
-        """Close the connection, and with it the lock."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
 
 
 def run(reconciler: Reconciler, leadership: Leadership, stop: threading.Event) -> None:

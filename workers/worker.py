@@ -69,7 +69,7 @@ class LikenessWorker(Worker):
 
     def setup_work_horse_signals(self) -> None:
         """In the child: die with the worker, however it dies; let the task decide about SIGTERM."""
-        super().setup_work_horse_signals()
+        super().setup_work_horse_signals()  # type: ignore[no-untyped-call]  # RQ leaves it without annotations
         die_with_parent(signal.SIGKILL)
 
     def subscribe(self) -> None:

@@ -56,7 +56,16 @@ def _installation(settings: ServiceSettings, console: Console) -> Iterator[_Runn
         return
     log = settings.data_dir / "demo" / "up.log"
     with log.open("wb") as output:
-        command = [sys.executable, "-m", "service.cli", "up", "--data-dir", settings.data_dir, "--port", "0"]
+        command: list[str | Path] = [
+            sys.executable,
+            "-m",
+            "service.cli",
+            "up",
+            "--data-dir",
+            settings.data_dir,
+            "--port",
+            "0",
+        ]
         process = start_child(command, output=output)
     try:
         with console.status("Starting PostgreSQL, Valkey, the API and two workers (`likeness up`) …"):

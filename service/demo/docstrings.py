@@ -41,6 +41,11 @@ class Pair(NamedTuple):
     anchor: str
     positive: str
 
+    @property
+    def row(self) -> str:
+        """Its line in a dataset: {"anchor": …, "positive": …}."""
+        return json.dumps(self._asdict(), ensure_ascii=False)
+
 
 class Dataset(NamedTuple):
     """What to train on and what to judge by: no module and no text is in both."""
@@ -55,9 +60,8 @@ def build_dataset() -> Dataset:
 
 
 def write_jsonl(pairs: Iterable[Pair], path: Path) -> None:
-    """Write one JSON object a line: {"anchor": …, "positive": …}."""
-    lines = (json.dumps(pair._asdict(), ensure_ascii=False) + "\n" for pair in pairs)
-    path.write_text("".join(lines), encoding="utf-8", newline="\n")
+    """Write a row a line."""
+    path.write_text("".join(f"{pair.row}\n" for pair in pairs), encoding="utf-8", newline="\n")
 
 
 def split(documented: Iterable[Documented]) -> Dataset:

@@ -22,8 +22,7 @@ def make_dataset(session: Session, workdir: Path) -> Dataset:
     write_jsonl(dataset.train, workdir / "train.jsonl")
     write_jsonl(dataset.test, workdir / "test.jsonl")
     session.say("A pair is a name, split into words, and what its docstring says:")
-    pair = dataset.train[0]
-    session.say(f'{{"anchor": "{pair.anchor}", "positive": "{pair.positive}"}}', style="green")
+    session.say(dataset.train[0].row, style="green")
     session.say(f"{len(dataset.train)} pairs to train on, {len(dataset.test)} of other modules held out: {workdir}")
     return dataset
 

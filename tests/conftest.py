@@ -1,0 +1,104 @@
+"""Real servers for all tests: one PostgreSQL and one Valkey a run, a database of its own for each test."""
+
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from pydantic import SecretStr
+from redis import Redis
+
+from service.settings import ServiceSettings
+from storage import schema
+from storage.database import Database
+from storage.embedded import embedded_servers
+from tests.encoders.tiny_encoder import write_tiny_encoder
+from tests.installation import TINY, Installation, environment_of, running_installation
+
+# Durability costs most of a test's time and protects nothing here: the directory goes with the run.
+_FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+_TEMPLATE = "likeness_template"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _environment() -> None:
+    # A developer's own settings must not reach a test, nor a test another's servers.
+    for name in list(os.environ):
+        if name.startswith("LIKENESS_") or name in ("DATABASE_URL", "REDIS_URL"):
+            del os.environ[name]
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """The URLs of PostgreSQL and Valkey."""
+    directory = tmp_path_factory.mktemp("servers")
+    with embedded_servers(directory, postgres_options=_FAST) as (postgres, valkey):
+        with psycopg.connect(postgres.url, autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {_TEMPLATE}")
+        database = Database(_database_url(postgres.url, _TEMPLATE))
+        schema.migrate(database)
+        database.dispose()
+        yield postgres.url, valkey.url
+
+
+@pytest.fixture
+def database_url(servers: tuple[str, str]) -> Iterator[str]:
+    """A migrated database of the test's own."""
+    name = f"test_{secrets.token_hex(6)}"
+    with psycopg.connect(servers[0], autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {_TEMPLATE}")
+        yield _database_url(servers[0], name)
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    database = Database(database_url, pool_size=5)
+    yield database
+    database.dispose()
+
+
+@pytest.fixture
+def redis_url(servers: tuple[str, str]) -> str:
+    """An empty Valkey."""
+    with Redis.from_url(servers[1]) as redis:
+        redis.flushall()
+    return servers[1]
+
+
+@pytest.fixture(scope="session")
+def base_models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of base models with the tiny encoder in it."""
+    directory = tmp_path_factory.mktemp("base-models")
+    write_tiny_encoder(directory / TINY)
+    return directory
+
+
+@pytest.fixture
+def settings(
+    database_url: str, redis_url: str, base_models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> ServiceSettings:
+    """Settings of an installation of the test's own, also in the environment, where workers look for them."""
+    settings = ServiceSettings(
+        database_url=SecretStr(database_url),
+        redis_url=SecretStr(redis_url),
+        data_dir=tmp_path / "data",
+        base_models_dir=base_models_dir,
+        drain_seconds=2,
+    )
+    for name, value in environment_of(settings).items():
+        monkeypatch.setenv(name, value)
+    return settings
+
+
+@pytest.fixture
+def installation(settings: ServiceSettings) -> Iterator[Installation]:
+    """A running API with the inference role."""
+    with running_installation(settings) as running:
+        yield running
+
+
+def _database_url(url: str, name: str) -> str:
+    return url.replace("/postgres?", f"/{name}?")

@@ -1,0 +1,142 @@
+"""A whole installation for a test: the real API on a free port, a database of its own, real workers on request."""
+
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import uvicorn
+from openai import OpenAI
+
+from service.app import create_app
+from service.http_protocol import StrictHTTPProtocol
+from service.settings import ServiceSettings
+from storage import teams
+from storage.database import Database
+from storage.processes import start_child, stop_child
+from workers import tasks
+
+#: The base model of tests: a random BERT of two layers, as fast as it is useless.
+TINY = "tiny/bert"
+
+PAIRS = [{"anchor": f"the word {word}", "positive": f"{word} said again"} for word in "abcdefghijklmnopqrst"]
+
+
+@dataclass(frozen=True)
+class Installation:
+    """A running API and what a test needs to talk to it and to look behind it."""
+
+    url: str
+    key: str
+    settings: ServiceSettings
+    database: Database
+
+    @property
+    def openai(self) -> OpenAI:
+        """OpenAI's own client, unmodified, which doesn't hide a failure behind a retry."""
+        return OpenAI(base_url=f"{self.url}/v1", api_key=self.key, max_retries=0)
+
+    def request(self, method: str, path: str, **arguments: Any) -> httpx2.Response:
+        """Any request, with the key unless `headers` has another Authorization."""
+        headers = {"Authorization": f"Bearer {self.key}", **arguments.pop("headers", {})}
+        return httpx2.request(method, f"{self.url}{path}", headers=headers, timeout=60, **arguments)
+
+    def upload(self, rows: Sequence[Mapping[str, Any]] | bytes, *, validated: bool = True) -> str:
+        """Upload a dataset and, unless told otherwise, validate it as a worker does. Returns its id."""
+        content = rows if isinstance(rows, bytes) else "\n".join(map(json.dumps, rows)).encode()
+        file_id = self.openai.files.create(file=("rows.jsonl", content), purpose="fine-tune").id
+        if validated:
+            tasks.validate_file(file_id)
+        return file_id
+
+    def create_job(self, training_file: str, *, max_steps: int = 3, **arguments: Any) -> Any:
+        """Create a short job on the tiny encoder. Returns the client's job object."""
+        hyperparameters = {"max_steps": max_steps, "batch_size": 8, **arguments.pop("hyperparameters", {})}
+        loss = arguments.pop("loss", {"name": "ntxent", "temperature": 0.1})
+        method = {"type": "contrastive", "contrastive": {"loss": loss, "hyperparameters": hyperparameters}}
+        return self.openai.fine_tuning.jobs.create(
+            model=arguments.pop("model", TINY), training_file=training_file, method=method, **arguments
+        )
+
+    def train(self, job: Any) -> Any:
+        """Run the job's attempt here, as a worker's child does, with the real training process."""
+        tasks.train(job.id, self.openai.fine_tuning.jobs.retrieve(job.id).attempt)
+        return self.openai.fine_tuning.jobs.retrieve(job.id)
+
+    @contextmanager
+    def worker(self, queue: str) -> Iterator[int]:
+        """A real worker process on a queue. Yields its pid; stopped with SIGTERM on the way out."""
+        process = start_child([sys.executable, "-m", "workers.worker", queue])
+        try:
+            yield process.pid
+        finally:
+            stop_child(process, sig=signal.SIGTERM, grace_seconds=30)
+
+    def events_until_done(self, job_id: str, *, after: int = 0) -> list[tuple[str, Any]]:
+        """The events of a job's stream, each with its name, up to and with `done`."""
+        headers = {"Authorization": f"Bearer {self.key}", "Last-Event-ID": str(after)}
+        path = f"{self.url}/v1/fine_tuning/jobs/{job_id}/events/stream"
+        events: list[tuple[str, Any]] = []
+        with httpx2.stream("GET", path, headers=headers, timeout=120) as stream:
+            name = ""
+            for line in stream.iter_lines():
+                if line.startswith("event: "):
+                    name = line.removeprefix("event: ")
+                elif line.startswith("data: "):
+                    events.append((name, json.loads(line.removeprefix("data: "))))
+        return events
+
+
+@contextmanager
+def running_installation(settings: ServiceSettings) -> Iterator[Installation]:
+    """Serve the real application on a free port, from a thread of this process."""
+    application = create_app(settings)
+    config = uvicorn.Config(application, port=0, http=StrictHTTPProtocol, ws="none", log_config=None, access_log=False)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive(), "the server did not start"
+        thread.join(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    database = Database(settings.required_database_url, pool_size=2)
+    with database.session(teams.DEFAULT_TEAM) as session:
+        _, key = teams.create_key(session, "test")
+    try:
+        yield Installation(f"http://127.0.0.1:{port}", key, settings, database)
+    finally:
+        application.state.service.stopping = True
+        server.should_exit = True
+        thread.join()
+        database.dispose()
+
+
+def environment_of(settings: ServiceSettings) -> dict[str, str]:
+    """The settings as environment variables, for workers."""
+    return {
+        "DATABASE_URL": settings.required_database_url,
+        "REDIS_URL": settings.required_redis_url,
+        "LIKENESS_DATA_DIR": str(settings.data_dir),
+        "LIKENESS_BASE_MODELS_DIR": str(settings.base_models_dir or ""),
+    }
+
+
+def processes_with(text: str) -> list[str]:
+    """The command lines of living processes that mention `text`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:
+                continue
+            if text in command:
+                found.append(command)
+    return found
