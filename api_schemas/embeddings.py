@@ -29,7 +29,8 @@ def _text(value: Any, name: str) -> str:
 
 def _texts(value: Any, name: str) -> list[str]:
     if not isinstance(value, list):
-        raise PydanticCustomError("invalid_type", "{name} must be a list of strings", {"name": name})
+        kinds = "a string or a list of strings" if name == "input" else "a list of strings"
+        raise PydanticCustomError("invalid_type", "{name} must be {kinds}", {"name": name, "kinds": kinds})
     if not value:
         raise PydanticCustomError("empty_input", "{name} is an empty list; send at least one text", {"name": name})
     if len(value) > MAX_INPUTS:

@@ -92,7 +92,12 @@ class JobCreate(RequestModel):
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = Field(
         default=None, description="Fixes batches and dropout; 0 when not given."
     )
-    metadata: Annotated[dict[str, Annotated[str, Field(max_length=512)]], Field(max_length=16)] | None = None
+    metadata: (
+        Annotated[
+            dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
+        ]
+        | None
+    ) = Field(default=None, description="Up to 16 names, each of up to 64 characters, with values of up to 512.")
     integrations: Annotated[list[dict[str, Any]], Field(max_length=0)] | None = Field(
         default=None, description="None are supported; null and [] are accepted."
     )

@@ -206,6 +206,3 @@ def _fail(message: str) -> NoReturn:
     errors.print(f"[bold red]Error:[/] {message}", highlight=False)
     sys.exit(2)
 
-
-if __name__ == "__main__":
-    main()

@@ -78,6 +78,9 @@ _REQUIREMENTS: dict[str, tuple[str, str]] = {
     "none_required": ("invalid_type", "null"),
 }
 
+# Behind a validator of ours pydantic no longer knows that it measures text.
+_LENGTHS_OF_TEXT = {"too_short": "string_too_short", "too_long": "string_too_long"}
+
 _JSON_KINDS: dict[type, str] = {
     type(None): "null",
     bool: "a boolean",
@@ -220,7 +223,10 @@ def _is_name_with_controls(errors: Sequence[PydanticError], text: str) -> bool:
 
 
 def _requirement(error: PydanticError) -> str:
-    return _REQUIREMENTS[error["type"]][1].format_map(error.get("ctx", {}))
+    kind: str = error["type"]
+    if isinstance(error["input"], str):
+        kind = _LENGTHS_OF_TEXT.get(kind, kind)
+    return _REQUIREMENTS[kind][1].format_map(error.get("ctx", {}))
 
 
 def _subject(param: str | None) -> str:

@@ -6,6 +6,7 @@ What is visible is complete: bytes are written beside, forced to disk, and renam
 import errno
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -98,11 +99,11 @@ class ArtifactStore:
         folder = self.model(artifact)
         try:
             sums: dict[str, str] = json.loads((folder / MANIFEST).read_text())["sha256"]
-            present = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+            present = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
             wrong = sorted(present.symmetric_difference({*sums, MANIFEST})) or [
                 name for name, expected in sums.items() if sha256(folder / name) != expected
             ]
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise _corrupt(artifact, [MANIFEST]) from error
         if wrong:
             raise _corrupt(artifact, wrong)
@@ -115,7 +116,7 @@ class ArtifactStore:
     def sweep_unfinished(self, *, older_than_seconds: float = _UNFINISHED_SECONDS) -> int:
         """Remove what crashed writers left behind. Returns how many leftovers there were."""
         limit = time.time() - older_than_seconds
-        leftovers = [path for path in self._unfinished.iterdir() if path.stat().st_mtime < limit]
+        leftovers = [path for path in self._unfinished.iterdir() if _modified(path) < limit]
         for path in leftovers:
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
@@ -140,6 +141,13 @@ def _write_manifest(folder: Path) -> None:
     _sync_path(manifest)
     for directory in {path.parent for path in paths} | {folder}:
         _sync_directory(directory)
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # its writer has just finished
+        return math.inf
 
 
 def _flush_to_disk(target: object) -> None:

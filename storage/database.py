@@ -4,12 +4,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, event, text
+from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.orm import ORMExecuteState, Session, sessionmaker, with_loader_criteria
+from sqlalchemy.pool import NullPool
 
 from storage.tables import TeamOwned
 
 _ACROSS_TEAMS = object()
+_CONNECT_ARGUMENTS = {
+    "connect_timeout": 2,
+    "options": "-c statement_timeout=10000 -c idle_in_transaction_session_timeout=60000",
+    # A peer that vanished without a word is noticed in seconds, not hours.
+    "tcp_user_timeout": 10_000,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+}
 
 
 class Database:
@@ -27,14 +36,7 @@ class Database:
             pool_pre_ping=True,
             # An error's text ends up in logs; parameters are somebody's data.
             hide_parameters=True,
-            connect_args={
-                "connect_timeout": 2,
-                "options": "-c statement_timeout=10000 -c idle_in_transaction_session_timeout=60000",
-                # A peer that vanished without a word is noticed in seconds, not hours.
-                "tcp_user_timeout": 10_000,
-                "keepalives_idle": 5,
-                "keepalives_interval": 2,
-            },
+            connect_args=_CONNECT_ARGUMENTS,
         )
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
 
@@ -49,6 +51,13 @@ class Database:
         """A transaction for the service's own work: keys before a team is known, workers, the reconciler."""
         with self._sessions(info={"team": _ACROSS_TEAMS}) as session, session.begin():
             yield session
+
+    def connect_alone(self) -> Connection:
+        """A connection outside the pool, without transactions; whoever asks for it closes it."""
+        engine = create_engine(
+            self.engine.url, poolclass=NullPool, isolation_level="AUTOCOMMIT", connect_args=_CONNECT_ARGUMENTS
+        )
+        return engine.connect()
 
     def ping(self) -> None:
         """Raise OperationalError unless the server answers."""
@@ -77,7 +86,7 @@ def _write_own_team_only(session: Session, _context: Any, _instances: Any) -> No
     team = session.info["team"]
     if team is _ACROSS_TEAMS:
         return
-    for row in session.new:
+    for row in (*session.new, *session.dirty):
         if isinstance(row, TeamOwned):
             owner: str | None = row.team_id
             if owner is None:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import psycopg
 import redis
@@ -58,7 +59,7 @@ def start_postgres(directory: Path, *, options: Mapping[str, str] | None = None)
         process = start_child(
             command, output=output, user=server.system_user, cwd=server.pgdata, on_parent_death=signal.SIGINT
         )
-    url = f"postgresql://postgres@/postgres?host={sockets}"
+    url = f"postgresql://postgres@/postgres?host={quote(str(sockets))}"
     _await_ready(process, lambda: psycopg.connect(url, connect_timeout=2).close(), psycopg.OperationalError, log)
     return EmbeddedServer(process, url, stop_signal=signal.SIGINT)
 
@@ -85,7 +86,7 @@ def start_valkey(directory: Path) -> EmbeddedServer:
     log = directory / "valkey.log"
     with log.open("ab") as output:
         process = start_child(command, output=output, cwd=data)
-    url = f"unix://{socket}?db=0"
+    url = f"unix://{quote(str(socket))}?db=0"
     _await_ready(process, lambda: redis.Redis.from_url(url).ping(), redis.RedisError, log)
     return EmbeddedServer(process, url, stop_signal=signal.SIGTERM)
 
@@ -128,7 +129,7 @@ def _postgres_installation(pgdata: Path) -> Any:
 def _socket_directory(directory: Path, *, user: str | None) -> Path:
     """A directory for sockets: below `directory`, unless that makes their path too long."""
     sockets = directory.resolve() / "sockets"
-    if len(str(sockets / ".s.PGSQL.5432")) > _LONGEST_SOCKET_PATH:
+    if len(os.fsencode(sockets / ".s.PGSQL.5432")) > _LONGEST_SOCKET_PATH:
         digest = hashlib.sha256(str(sockets).encode()).hexdigest()[:16]
         sockets = Path(tempfile.gettempdir()) / f"likeness-{os.getuid()}-{digest}"
     sockets.mkdir(mode=0o700, exist_ok=True)

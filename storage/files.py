@@ -59,6 +59,8 @@ def list_files(
 def delete(session: Session, file_id: str) -> None:
     """Mark a file deleted. Raises LikenessError `not_found`, or `file_in_use` while a job reads it."""
     row = get(session, file_id)
+    # Whoever creates a job on this file waits from here on, and then finds it deleted.
+    session.refresh(row, with_for_update=True)
     reads_it = or_(Job.training_file == file_id, Job.validation_file == file_id)
     job = session.scalar(select(Job).where(reads_it, Job.state.not_in(ENDED)).limit(1))
     if job is not None:

@@ -10,7 +10,8 @@ StaleAttempt.
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, func, or_, select, update
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from api_schemas.defaults import resolve
@@ -45,6 +46,12 @@ def create(
     `max_seq_length` is what the base model reads, in tokens.
     """
     openai = request.hyperparameters
+    files = [file for file in (training, validation) if file]
+    for file in files:
+        # Locked, so that no verdict falls between this look at the file and the job that waits for it.
+        session.refresh(file, with_for_update={"read": True})
+        if file.deleted_at is not None:
+            raise LikenessError("not_found", f"There is no file {file.id!r}")
     row = Job(
         id=new_id("ftjob"),
         state="validating_files",
@@ -61,8 +68,7 @@ def create(
     session.add(row)
     session.flush()
     _add_event(session, row, "info", f"Job created to fine-tune {row.model} on {training.filename}")
-    if all(file.status == "processed" for file in (training, validation) if file):
-        _queue(session, row, training)
+    _release(session, row, files)
     session.flush()
     session.refresh(row)
     return row
@@ -130,15 +136,11 @@ def metrics(session: Session, job: Job) -> Sequence[dict[str, Any]]:
 def release_waiting_for(session: Session, file_id: str) -> None:
     """Queue the jobs that waited for this file's validation, or fail them when it is unusable."""
     reads_it = or_(Job.training_file == file_id, Job.validation_file == file_id)
-    waiting = session.scalars(select(Job).where(reads_it, Job.state == "validating_files").with_for_update()).all()
-    for row in waiting:
+    waits_for_it = select(Job).where(reads_it, Job.state == "validating_files")
+    # In one order for everybody: two validations that release the same jobs must not wait for each other.
+    for row in session.scalars(waits_for_it.order_by(Job.id).with_for_update()).all():
         ids = [row.training_file, *([row.validation_file] if row.validation_file else [])]
-        files = {file.id: file for file in session.scalars(select(File).where(File.id.in_(ids)))}
-        unusable = next((file for file in files.values() if file.status == "error"), None)
-        if unusable is not None:
-            _fail(session, row, "file_invalid", f"{unusable.filename}: {unusable.status_details}")
-        elif all(file.status == "processed" for file in files.values()):
-            _queue(session, row, files[row.training_file])
+        _release(session, row, session.scalars(select(File).where(File.id.in_(ids))).all())
 
 
 # --- what a worker does for an attempt ---
@@ -180,38 +182,34 @@ def running(session: Session, job_id: str, attempt: int) -> Job:
     return row
 
 
-def record(
-    session: Session,
-    job_id: str,
-    attempt: int,
-    message: str,
-    *,
-    level: Level = "info",
-    metrics: dict[str, Any] | None = None,
-) -> None:
-    """Write an event of the running attempt, of type `metrics` when some are given. Raises StaleAttempt."""
-    _add_event(session, running(session, job_id, attempt), level, message, metrics=metrics)
+def record(session: Session, job_id: str, attempt: int, message: str, *, level: Level = "info") -> None:
+    """Write an event of the running attempt. Raises StaleAttempt."""
+    _add_event(session, running(session, job_id, attempt), level, message)
 
 
 def record_steps(
-    session: Session, job_id: str, attempt: int, steps: Sequence[dict[str, Any]], progress: dict[str, Any]
+    session: Session,
+    job_id: str,
+    attempt: int,
+    steps: Sequence[dict[str, Any]],
+    *,
+    progress: dict[str, Any],
+    message: str,
+    news: dict[str, Any],
 ) -> None:
-    """Write what steps measured and how far the job is. Raises StaleAttempt."""
+    """Write what steps measured, how far the job is, and one event that sums them up. Raises StaleAttempt.
+
+    Writing the same steps again changes nothing: the answer to the first commit may have been lost.
+    """
     row = running(session, job_id, attempt)
-    row.progress = progress
-    session.execute(
-        insert(JobMetrics),
-        [
-            {
-                "team_id": row.team_id,
-                "job_id": job_id,
-                "attempt": attempt,
-                "step": step["step"],
-                "values": step,
-            }
-            for step in steps
-        ],
-    )
+    values = [
+        {"team_id": row.team_id, "job_id": job_id, "attempt": attempt, "step": step["step"], "values": step}
+        for step in steps
+    ]
+    written = session.scalars(insert(JobMetrics).on_conflict_do_nothing().returning(JobMetrics.step), values)
+    if written.first() is not None:
+        row.progress = progress
+        _add_event(session, row, "info", message, metrics=news)
 
 
 def succeed(
@@ -292,6 +290,15 @@ def _lease_end() -> ColumnElement[Any]:
     return _NOW + func.make_interval(0, 0, 0, 0, 0, 0, LEASE_SECONDS)
 
 
+def _release(session: Session, row: Job, files: Sequence[File]) -> None:
+    """Queue a job whose files are all validated, or fail it when one is unusable."""
+    unusable = next((file for file in files if file.status == "error"), None)
+    if unusable is not None:
+        _fail(session, row, "file_invalid", f"{unusable.filename}: {unusable.status_details}")
+    elif all(file.status == "processed" for file in files):
+        _queue(session, row, next(file for file in files if file.id == row.training_file))
+
+
 def _queue(session: Session, row: Job, training: File) -> None:
     """Choose what was left open, and ask for the first attempt."""
     openai = OpenAIHyperparameters(**row.openai_hyperparameters) if row.openai_hyperparameters else None
@@ -320,8 +327,8 @@ def _crashed(session: Session, row: Job, what: str) -> None:
     if row.crashes >= MOST_CRASHES:
         _fail(
             session, row, "worker_lost",
-            f"{what}, for the {row.crashes}th time. The worker's log says more; often memory ran out: "
-            "try a smaller batch_size or max_seq_length.",
+            f"{what}. The job is not tried again: that was crash {row.crashes} of the {MOST_CRASHES} that a job may "
+            "have. The worker's log says more; often memory ran out: try a smaller batch_size or max_seq_length.",
         )  # fmt: skip
     else:
         _requeue(session, row, f"{what}; the job is queued again and begins at step 0")

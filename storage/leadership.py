@@ -1,8 +1,7 @@
 """Who reconciles: one process at a time, elected by an advisory lock."""
 
-from sqlalchemy import Connection, create_engine, text
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.pool import NullPool
 
 from storage.database import Database
 
@@ -14,7 +13,7 @@ class Leadership:
     """The advisory lock, on a connection outside any pool: a pool would close it, and lose the lock silently."""
 
     def __init__(self, database: Database) -> None:
-        self._engine = create_engine(database.engine.url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+        self._database = database
         self._connection: Connection | None = None
 
     def is_mine(self) -> bool:
@@ -32,11 +31,10 @@ class Leadership:
             raise
 
     def _try_to_lead(self) -> bool:
-        connection = self._engine.connect()
-        if connection.scalar(text("SELECT pg_try_advisory_lock(:lock)"), {"lock": _LEADER_LOCK}):
-            self._connection = connection
+        self._connection = self._database.connect_alone()
+        if self._connection.scalar(text("SELECT pg_try_advisory_lock(:lock)"), {"lock": _LEADER_LOCK}):
             return True
-        connection.close()
+        self.give_up()
         return False
 
     def give_up(self) -> None:

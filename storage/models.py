@@ -60,6 +60,7 @@ def delete(session: Session, name: str) -> str | None:
     return artifact
 
 
-def known_artifacts(session: Session) -> set[str]:
-    """The artifact names of all models that aren't deleted."""
-    return set(session.scalars(select(Model.artifact).where(Model.deleted_at.is_(None))))
+def is_registered(session: Session, artifact: str) -> bool:
+    """Whether a model that isn't deleted has this name in the artifact store."""
+    registered = select(Model.id).where(Model.artifact == artifact, Model.deleted_at.is_(None))
+    return session.scalar(registered) is not None

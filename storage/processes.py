@@ -60,6 +60,17 @@ def start_child(
     )
 
 
+def is_alive(pid: int) -> bool:
+    """Whether there is a process with this id, whoever it belongs to."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def stop_child(process: subprocess.Popen[bytes], *, sig: signal.Signals, grace_seconds: float) -> int:
     """Ask a process to end with `sig`, and kill it after the grace time. Returns its exit code."""
     if process.poll() is None:

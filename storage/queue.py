@@ -32,7 +32,7 @@ _log = structlog.get_logger("likeness.queue")
 
 def connect(redis_url: str) -> Redis:
     """A connection pool to Valkey or Redis with deadlines, so that a silent server is noticed."""
-    return Redis.from_url(redis_url, socket_connect_timeout=2, health_check_interval=30)
+    return Redis.from_url(redis_url, socket_connect_timeout=2, socket_timeout=2, health_check_interval=30)
 
 
 def put(session: Session, team_id: str, task: str, arguments: Sequence[str | int]) -> None:

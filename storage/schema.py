@@ -21,6 +21,8 @@ def migrate(database: Database) -> str:
     Several processes may call it at once: one migrates, the others wait and find it done.
     """
     with database.engine.connect() as connection:
+        # Waiting for another process' migration, and migrating a large table, may take longer than a request may.
+        connection.execute(text("SET statement_timeout = 0"))
         connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": _MIGRATION_LOCK})
         connection.commit()
         try:
@@ -29,6 +31,7 @@ def migrate(database: Database) -> str:
         finally:
             connection.rollback()
             connection.execute(text("SELECT pg_advisory_unlock(:lock)"), {"lock": _MIGRATION_LOCK})
+            connection.execute(text("RESET statement_timeout"))
             connection.commit()
     with database.session_across_teams() as session:
         teams.ensure_default_team(session)
@@ -49,7 +52,7 @@ def is_current(database: Database) -> bool:
 def alembic_config(connection: Connection | None = None) -> Config:
     """Alembic's configuration without a file: the scripts beside this module, on an open connection."""
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
     config.set_main_option("path_separator", "os")
     config.attributes["connection"] = connection
     return config

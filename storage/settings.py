@@ -7,6 +7,8 @@ from typing import Self
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from storage.processes import is_alive
+
 
 class StorageSettings(BaseSettings):
     """What every process of an installation must agree on."""
@@ -70,8 +72,10 @@ class StorageSettings(BaseSettings):
             return self
         try:
             running = json.loads(self.running_file.read_text())
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):  # ValueError: it is being written
             raise NoServersError(self.data_dir) from None
+        if not is_alive(running["pid"]):  # it was killed, and could not tidy up
+            raise NoServersError(self.data_dir)
         return self.model_copy(
             update={
                 "database_url": self.database_url or SecretStr(running["database_url"]),

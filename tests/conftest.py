@@ -1,7 +1,6 @@
 """Real servers for all tests: one PostgreSQL and one Valkey a run, a database of its own for each test."""
 
 import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,11 +14,18 @@ from storage import schema
 from storage.database import Database
 from storage.embedded import embedded_servers
 from tests.encoders.tiny_encoder import write_tiny_encoder
-from tests.installation import TINY, Installation, environment_of, running_installation
+from tests.installation import (
+    TEMPLATE,
+    TINY,
+    Installation,
+    environment_of,
+    own_database,
+    running_installation,
+    url_of_database,
+)
 
 # Durability costs most of a test's time and protects nothing here: the directory goes with the run.
 _FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
-_TEMPLATE = "likeness_template"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -36,8 +42,8 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str
     directory = tmp_path_factory.mktemp("servers")
     with embedded_servers(directory, postgres_options=_FAST) as (postgres, valkey):
         with psycopg.connect(postgres.url, autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {_TEMPLATE}")
-        database = Database(_database_url(postgres.url, _TEMPLATE))
+            connection.execute(f"CREATE DATABASE {TEMPLATE}")
+        database = Database(url_of_database(postgres.url, TEMPLATE))
         schema.migrate(database)
         database.dispose()
         yield postgres.url, valkey.url
@@ -46,11 +52,8 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str
 @pytest.fixture
 def database_url(servers: tuple[str, str]) -> Iterator[str]:
     """A migrated database of the test's own."""
-    name = f"test_{secrets.token_hex(6)}"
-    with psycopg.connect(servers[0], autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE {_TEMPLATE}")
-        yield _database_url(servers[0], name)
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    with own_database(servers[0]) as url:
+        yield url
 
 
 @pytest.fixture
@@ -98,7 +101,3 @@ def installation(settings: ServiceSettings) -> Iterator[Installation]:
     """A running API with the inference role."""
     with running_installation(settings) as running:
         yield running
-
-
-def _database_url(url: str, name: str) -> str:
-    return url.replace("/postgres?", f"/{name}?")

@@ -2,29 +2,38 @@
 
 import json
 import os
+import secrets
+import shutil
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import httpx2
+import psycopg
 import uvicorn
 from openai import OpenAI
 
+from encoders import registry
 from service.app import create_app
 from service.http_protocol import StrictHTTPProtocol
 from service.settings import ServiceSettings
-from storage import teams
+from storage import jobs, teams
+from storage.artifacts import ArtifactStore
 from storage.database import Database
 from storage.processes import start_child, stop_child
+from storage.tables import Team
 from workers import tasks
 
 #: The base model of tests: a random BERT of two layers, as fast as it is useless.
 TINY = "tiny/bert"
+
+#: The database that every test's own is a copy of.
+TEMPLATE = "likeness_template"
 
 PAIRS = [{"anchor": f"the word {word}", "positive": f"{word} said again"} for word in "abcdefghijklmnopqrst"]
 
@@ -69,6 +78,27 @@ class Installation:
         """Run the job's attempt here, as a worker's child does, with the real training process."""
         tasks.train(job.id, self.openai.fine_tuning.jobs.retrieve(job.id).attempt)
         return self.openai.fine_tuning.jobs.retrieve(job.id)
+
+    def publish(self, job: Any) -> str:
+        """End a queued job with the base model itself as its tuned model: all of a training but the training."""
+        with self.database.session_across_teams() as session:
+            assert jobs.start(session, job.id, job.attempt, "test") is not None
+        with ArtifactStore(self.settings.artifacts_dir).publishing_model(f"{job.id}-{job.attempt}") as folder:
+            base = registry.locate(job.model, self.settings.base_models_dir)
+            shutil.copytree(base, folder, dirs_exist_ok=True)
+        with self.database.session_across_teams() as session:
+            return jobs.succeed(
+                session, job.id, job.attempt, base_model=job.model, weights_sha256="0" * 64, dimension=32,
+                max_seq_length=48, trained_tokens=1,
+            ).id  # fmt: skip
+
+    def as_second_team(self) -> "Installation":
+        """The same installation, asked with the key of another team."""
+        with self.database.session_across_teams() as session:
+            session.merge(Team(id="second", name="Second"))
+        with self.database.session("second") as session:
+            _, key = teams.create_key(session, "test")
+        return replace(self, key=key)
 
     @contextmanager
     def worker(self, queue: str) -> Iterator[int]:
@@ -118,6 +148,21 @@ def running_installation(settings: ServiceSettings) -> Iterator[Installation]:
         database.dispose()
 
 
+@contextmanager
+def own_database(server_url: str) -> Iterator[str]:
+    """The URL of a migrated database that is gone afterwards."""
+    name = f"test_{secrets.token_hex(6)}"
+    with psycopg.connect(server_url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
+        yield url_of_database(server_url, name)
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def url_of_database(server_url: str, name: str) -> str:
+    """The URL of another database on the same server."""
+    return server_url.replace("/postgres?", f"/{name}?")
+
+
 def environment_of(settings: ServiceSettings) -> dict[str, str]:
     """The settings as environment variables, for workers."""
     return {
@@ -128,15 +173,15 @@ def environment_of(settings: ServiceSettings) -> dict[str, str]:
     }
 
 
-def processes_with(text: str) -> list[str]:
-    """The command lines of living processes that mention `text`."""
+def processes_of(data_dir: Path) -> list[str]:
+    """The command lines of living processes that know of a data directory, by argument or environment."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             try:
-                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                command, environment = (entry / "cmdline").read_bytes(), (entry / "environ").read_bytes()
             except OSError:
-                continue
-            if text in command:
-                found.append(command)
+                continue  # It has ended meanwhile.
+            if str(data_dir).encode() in command + environment:
+                found.append(command.replace(b"\0", b" ").decode())
     return found

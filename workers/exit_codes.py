@@ -4,5 +4,7 @@
 RECORDED = 0
 #: It stopped on request, with the job unfinished.
 INTERRUPTED = 75
+#: PostgreSQL was away for too long, with the job unfinished.
+DATABASE_AWAY = 74
 #: Its attempt is no longer the running one; nothing is left to do.
 STALE = 76

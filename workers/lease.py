@@ -43,7 +43,7 @@ class Lease:
             raise LeaseLostError("the job has ended, was cancelled, or was given to another worker") from error
         except OperationalError as error:
             log.warning("lease_not_renewed", job=self._key[0], attempt=self._key[1], reason=type(error).__name__)
-            if now - self._renewed > jobs.LEASE_SECONDS - _MARGIN_SECONDS:
+            if time.monotonic() - self._renewed > jobs.LEASE_SECONDS - _MARGIN_SECONDS:
                 raise LeaseLostError("PostgreSQL has been away for most of a lease") from error
         else:
             self._renewed = now

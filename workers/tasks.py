@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -19,6 +20,7 @@ from storage.processes import start_child, stop_child
 from storage.settings import StorageSettings
 from workers import exit_codes
 from workers.lease import Lease, LeaseLostError
+from workers.patience import patiently
 from workers.training import datasets
 
 log = structlog.get_logger("likeness.tasks")
@@ -34,58 +36,74 @@ def train(job_id: str, attempt: int) -> None:
     Does nothing when the attempt isn't queued any more, as after a second delivery.
     """
     worker_id = os.environ.get("RQ_WORKER_ID", f"pid-{os.getpid()}")
-    with structlog.contextvars.bound_contextvars(job=job_id, attempt=attempt), _database() as database:
+    # SIGTERM is heard before the lease is taken: in between it would leave the job to its lease's end.
+    with (
+        structlog.contextvars.bound_contextvars(job=job_id, attempt=attempt),
+        _database() as database,
+        _hearing_sigterm() as stop,
+    ):
         with database.session_across_teams() as session:
             job = jobs.start(session, job_id, attempt, worker_id)
         if job is None:
             log.info("delivery_ignored", reason="the attempt is not queued")
             return
-        training = _Training(job_id, attempt)
-        code = training.run(Lease(database, job_id, attempt, worker_id))
-        _settle(database, job_id, attempt, code, stopping=training.stopping)
+        code = _watch(_start_training(job_id, attempt), Lease(database, job_id, attempt, worker_id), stop)
+        _settle(database, job_id, attempt, code, stopping=stop.is_set())
 
 
-class _Training:
-    """The training process of one attempt, and the signals that reach it."""
+@contextmanager
+def _hearing_sigterm() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets, in place of ending the process."""
+    stop = threading.Event()
 
-    def __init__(self, job_id: str, attempt: int) -> None:
-        self.stopping = False
-        signal.signal(signal.SIGTERM, self._stop)
-        # Same process group as this one: whoever kills the group kills the training too.
-        self._process = start_child(
-            [sys.executable, "-m", "workers.training.run", job_id, str(attempt)],
-            on_parent_death=signal.SIGKILL,
-            new_group=False,
-            # Threads that spin while they wait are ruinous as soon as anybody else works on the same cores.
-            env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
-        )
+    def ask_to_stop(_signal: int, _frame: FrameType | None) -> None:
+        stop.set()
 
-    def run(self, lease: Lease) -> int:
-        """Watch until the process has ended; its exit code, negative for a signal."""
-        while True:
-            try:
-                return self._process.wait(timeout=_LOOK_EVERY_SECONDS)
-            except subprocess.TimeoutExpired:
-                if self.stopping:
-                    return stop_child(self._process, sig=signal.SIGTERM, grace_seconds=_GRACE_SECONDS)
-            try:
-                lease.keep()
-            except LeaseLostError as lost:
-                log.info("lease_over", reason=str(lost))
-                stop_child(self._process, sig=signal.SIGTERM, grace_seconds=_GRACE_SECONDS)
-                return exit_codes.STALE
+    previous = signal.signal(signal.SIGTERM, ask_to_stop)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
-    def _stop(self, _signal: int, _frame: FrameType | None) -> None:
-        self.stopping = True
+
+def _start_training(job_id: str, attempt: int) -> subprocess.Popen[bytes]:
+    # Same process group as this one: whoever kills the group kills the training too.
+    return start_child(
+        [sys.executable, "-m", "workers.training.run", job_id, str(attempt)],
+        on_parent_death=signal.SIGKILL,
+        new_group=False,
+        # Threads that spin while they wait are ruinous as soon as anybody else works on the same cores.
+        env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
+    )
+
+
+def _watch(training: subprocess.Popen[bytes], lease: Lease, stop: threading.Event) -> int:
+    """Keep the lease until the training has ended; its exit code, negative for a signal."""
+    while True:
+        try:
+            return training.wait(timeout=_LOOK_EVERY_SECONDS)
+        except subprocess.TimeoutExpired:
+            if stop.is_set():
+                return stop_child(training, sig=signal.SIGTERM, grace_seconds=_GRACE_SECONDS)
+        try:
+            lease.keep()
+        except LeaseLostError as lost:
+            log.info("lease_over", reason=str(lost))
+            stop_child(training, sig=signal.SIGTERM, grace_seconds=_GRACE_SECONDS)
+            return exit_codes.STALE
 
 
 def _settle(database: Database, job_id: str, attempt: int, code: int, *, stopping: bool) -> None:
     """See to it that the job is in a state that says what happened, whatever the process left behind."""
     if code == exit_codes.STALE:
         return
-    try:
+
+    def write() -> None:
         with database.session_across_teams() as session:
             _settle_running(session, job_id, attempt, code, stopping=stopping)
+
+    try:
+        patiently(write)
     except jobs.StaleAttempt:
         log.info("training_ended", exit_code=code)
 
@@ -94,10 +112,11 @@ def _settle_running(session: Session, job_id: str, attempt: int, code: int, *, s
     if code == exit_codes.INTERRUPTED or stopping:
         log.info("job_given_back")
         jobs.requeue(
-            session,
-            job_id,
-            attempt,
-            "The worker is shutting down; the job is queued again and begins at step 0",
+            session, job_id, attempt, "The worker is shutting down; the job is queued again and begins at step 0"
+        )
+    elif code == exit_codes.DATABASE_AWAY:
+        jobs.requeue(
+            session, job_id, attempt, "PostgreSQL was away for too long; the job is queued again and begins at step 0"
         )
     elif code < 0:
         name = signal.Signals(-code).name
@@ -129,7 +148,11 @@ def validate_file(file_id: str) -> None:
 
 
 def _verdict(artifacts: ArtifactStore, file_id: str) -> files.Verdict:
-    report = datasets.validate(artifacts.file(file_id))
+    try:
+        report = datasets.validate(artifacts.file(file_id))
+    except FileNotFoundError:
+        gone = "Its bytes are gone from the artifact store; upload it again."
+        return files.Verdict(usable=False, format=None, rows=0, error_count=0, errors=[], summary=gone)
     return files.Verdict(
         usable=report.usable,
         format=report.format,

@@ -3,15 +3,25 @@
 Run as `python -m workers.worker QUEUE`, which is what `likeness worker` does.
 """
 
+import contextlib
+import os
 import signal
 import sys
+import time
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import structlog
-from rq import Worker
+from redis import Redis, RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from rq import Queue, Worker
+from rq.exceptions import NoSuchJobError, StopRequested
+from rq.executions import Execution
 from rq.job import Job
 from rq.serializers import JSONSerializer
+from rq.utils import now
 
 from storage import queue
 from storage.logs import configure_logging
@@ -27,11 +37,15 @@ RUNNABLE: dict[str, Callable[..., None]] = {
     queue.VALIDATE_FILE: tasks.validate_file,
 }
 
-# Members of a message that would make RQ import or call something of the message's choosing.
-_ACTIVE_MEMBERS = (
-    "success_callback_name", "failure_callback_name", "stopped_callback_name", "webhooks", "dependency_ids",
-    "dependency_id", "repeats_left", "retries_left",
-)  # fmt: skip
+# The members of a message that are read. Others would make RQ import, call or fetch what the message chooses
+# (callbacks, webhooks), or run it at another time (dependencies, retries, repeats, rate limits).
+_READ_MEMBERS = frozenset(
+    {"data", "origin", "status", "created_at", "enqueued_at", "started_at", "last_heartbeat", "worker_name"}
+)
+_BEGIN_AGAIN_SECONDS = 1.0
+# Of this follow RQ's deadlines for a silent Valkey: 15 s less for an empty queue, 5 s less for an answer.
+_WORKER_TTL_SECONDS = 45
+_HELD_BACK = {signal.SIGTERM, signal.SIGINT}
 
 
 class ForeignCallableError(Exception):
@@ -49,28 +63,84 @@ class ListedTask(Job):
             raise ForeignCallableError(f"{self.func_name!r} is not among {sorted(RUNNABLE)}")
         return function
 
+    @classmethod
+    def fetch(cls, id: str, connection: Redis | None = None, serializer: Any = None) -> Job:  # noqa: A002 — RQ's name
+        """A message by its id. Raises NoSuchJobError also for one that can't be read, which RQ then passes over."""
+        try:
+            return super().fetch(id, connection=connection, serializer=serializer)
+        except (NoSuchJobError, RedisConnectionError, RedisTimeoutError):
+            raise
+        except Exception as error:  # whatever strangers' bytes do to RQ's reader, the worker goes on
+            log.warning("message_dropped", message=id, reason=type(error).__name__)
+            raise NoSuchJobError(id) from error
+
     def restore(self, raw_data: dict[Any, Any]) -> None:
-        """Read a message, without callbacks, webhooks, dependencies and retries."""
-        active = {name.encode() for name in _ACTIVE_MEMBERS}
-        passive = {key: value for key, value in raw_data.items() if key not in active and key not in _ACTIVE_MEMBERS}
-        super().restore(passive)
+        """Read a message: which task, on what. How long it may take and what is kept of it isn't a message's to say."""
+        super().restore({name: value for name, value in raw_data.items() if _text(name) in _READ_MEMBERS})
+        self.timeout = -1
+        self.result_ttl = self.failure_ttl = 0
+
+
+def _text(name: bytes | str) -> str:
+    return name.decode(errors="replace") if isinstance(name, bytes) else name
 
 
 class LikenessWorker(Worker):
-    """RQ's worker, with three differences: it forwards SIGTERM, its child dies with it, and it takes no commands."""
+    """RQ's worker, with these differences.
+
+    It forwards SIGTERM to the running task, its child dies with it, it takes no commands from Valkey, and a
+    Valkey that is away for a while costs it nothing.
+    """
 
     job_class = ListedTask
     max_connection_wait_time = 5.0
+    stop_asked = False
+
+    def request_stop(self, signum: int, frame: FrameType | None) -> None:
+        """On SIGTERM and SIGINT: end, as soon as the running task has."""
+        self.stop_asked = True
+        super().request_stop(signum, frame)  # type: ignore[no-untyped-call]  # RQ leaves it without annotations
+
+    def set_shutdown_requested_date(self) -> None:
+        """Not told to Valkey, where nobody reads it: a signal handler should not depend on a server."""
 
     def handle_warm_shutdown_request(self) -> None:
         """Have the running task stop and give its job back, instead of waiting hours for its end."""
         if self.horse_pid:
             self.kill_horse(signal.SIGTERM)
 
+    def fork_work_horse(self, job: Job, queue: Queue) -> None:
+        """Fork, with signals held back until the child has handlers and a process group of its own."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
+        super().fork_work_horse(job, queue)  # the child doesn't come back
+        with contextlib.suppress(ProcessLookupError):
+            os.setpgid(self.horse_pid, self.horse_pid)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD_BACK)
+        if self.stop_asked:  # before there was a child to forward it to
+            self.handle_warm_shutdown_request()
+
     def setup_work_horse_signals(self) -> None:
         """In the child: die with the worker, however it dies; let the task decide about SIGTERM."""
-        super().setup_work_horse_signals()  # type: ignore[no-untyped-call]  # RQ leaves it without annotations
+        super().setup_work_horse_signals()  # type: ignore[no-untyped-call]
         die_with_parent(signal.SIGKILL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD_BACK)
+
+    def maintain_heartbeats(self, job: Job, execution: Execution) -> None:
+        """Tell Valkey that the task runs; the task goes on if Valkey is away, since only PostgreSQL counts."""
+        try:
+            super().maintain_heartbeats(job, execution)
+        except RedisError as error:
+            log.warning("heartbeat_missed", reason=type(error).__name__)
+
+    def run_maintenance_tasks(self) -> None:
+        """RQ's tidying up in Valkey, which reads strangers' bytes and must not end the worker."""
+        try:
+            super().run_maintenance_tasks()  # type: ignore[no-untyped-call]
+        except (RedisConnectionError, RedisTimeoutError):
+            raise
+        except Exception as error:  # noqa: BLE001 — as in ListedTask.fetch
+            log.warning("tidying_failed", reason=type(error).__name__)
+            self.last_cleaned_at = now()  # type: ignore[assignment]
 
     def subscribe(self) -> None:
         """Take no commands from Valkey: a job is stopped through PostgreSQL. Also keeps fork() free of threads."""
@@ -88,16 +158,31 @@ def main(queue_name: str) -> int:
     except NoServersError as error:
         log.error("worker_not_started", reason=str(error))
         return 2
+    log.info("worker_started", queue=queue_name)
+    with contextlib.suppress(StopRequested):
+        while not _work(settings, queue_name):
+            pass
+    log.info("worker_stopped", queue=queue_name)
+    return 0
+
+
+def _work(settings: StorageSettings, queue_name: str) -> bool:
+    """Work until RQ's loop ends, which it does at any error. Returns whether it was asked to."""
     worker = LikenessWorker(
         [queue_name],
         connection=queue.connect(settings.required_redis_url),
         serializer=JSONSerializer,
         log_job_description=False,
+        worker_ttl=_WORKER_TTL_SECONDS,
     )
-    log.info("worker_started", worker=worker.name, queue=queue_name)
-    worker.work(logging_level=settings.log_level)
-    log.info("worker_stopped", worker=worker.name, queue=queue_name)
-    return 0
+    try:
+        worker.work(logging_level=settings.log_level)
+    except RedisError as error:  # when it registers, before its loop begins or after it ended
+        log.warning("queue_away", reason=type(error).__name__)
+    if not worker.stop_asked:
+        log.warning("worker_begins_again", queue=queue_name)
+        time.sleep(_BEGIN_AGAIN_SECONDS)
+    return worker.stop_asked
 
 
 if __name__ == "__main__":

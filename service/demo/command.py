@@ -12,9 +12,10 @@ from typing import NamedTuple
 from rich.console import Console
 
 from service.demo.failures import DemoError
+from service.demo.report import Address
 from service.demo.run import run_demo
 from service.settings import ServiceSettings
-from service.up import is_ready
+from service.up import api_url, is_ready
 from storage.processes import start_child, stop_child
 
 _START_SECONDS = 180.0
@@ -27,6 +28,7 @@ class _Running(NamedTuple):
 
     api_url: str
     api_key: str
+    started_here: bool = False
 
 
 def demonstrate(settings: ServiceSettings, *, console: Console, max_steps: int | None) -> bool:
@@ -38,13 +40,37 @@ def demonstrate(settings: ServiceSettings, *, console: Console, max_steps: int |
     try:
         with _installation(settings, console) as running:
             return run_demo(
-                f"{running.api_url}/v1", running.api_key, console=console, workdir=workdir, max_steps=max_steps
+                f"{running.api_url}/v1",
+                running.api_key,
+                console=console,
+                workdir=workdir,
+                max_steps=max_steps,
+                later=_later(settings, running),
             )
     except KeyboardInterrupt:
         console.print("\nInterrupted; everything that the demo started is stopped.")
+        raise SystemExit(128 + signal.SIGINT) from None
     except DemoError as error:
         console.print(f"[bold red]Error:[/] {error.message} {error.remedy}", highlight=False)
     return False
+
+
+def _later(settings: ServiceSettings, running: _Running) -> Address:
+    """Where the reader finds the model once the demo is over: what it started itself is stopped by then."""
+    key = f"$(cat {settings.data_dir / 'admin.key'})"
+    if not running.started_here:
+        return Address(f"{running.api_url}/v1", key, python=_program("python"))
+    start = f"{_program('likeness')} up --data-dir {settings.data_dir}"
+    return Address(f"{api_url(settings)}/v1", key, start=start, python=_program("python"))
+
+
+def _program(name: str) -> str:
+    """How a reader in this directory calls a program of this Python's environment."""
+    path = Path(sys.executable).parent / name
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
 
 
 @contextmanager
@@ -59,7 +85,7 @@ def _installation(settings: ServiceSettings, console: Console) -> Iterator[_Runn
         command: list[str | Path] = [
             sys.executable,
             "-m",
-            "service.cli",
+            "service",
             "up",
             "--data-dir",
             settings.data_dir,
@@ -71,7 +97,7 @@ def _installation(settings: ServiceSettings, console: Console) -> Iterator[_Runn
         with console.status("Starting PostgreSQL, Valkey, the API and two workers (`likeness up`) …"):
             running = _await_running(settings, process.poll, log)
         console.print(f"`likeness up` is ready at {running.api_url}: PostgreSQL, Valkey, the API and two workers.\n")
-        yield running
+        yield running._replace(started_here=True)
     finally:
         # A second Ctrl-C must not leave processes behind.
         signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -73,6 +73,7 @@ class Address:
     base_url: str
     key: str = "<your API key>"
     start: str | None = None
+    python: str = "python3"
 
 
 def print_next_steps(console: Console, address: Address, model: str) -> None:
@@ -80,7 +81,7 @@ def print_next_steps(console: Console, address: Address, model: str) -> None:
     console.print(Text("\nWhat next", style="bold"))
     if address.start is not None:
         console.print(Text(f"\nStart the server again, in a terminal of its own:\n\n{address.start}"), soft_wrap=True)
-    words = _NEXT.format(base_url=address.base_url, model=model, key=address.key)
+    words = _NEXT.format(base_url=address.base_url, model=model, key=address.key, python=address.python)
     console.print(Text(words), soft_wrap=True)
 
 
@@ -92,7 +93,7 @@ export OPENAI_API_KEY={key}
 
 Embed texts of your own:
 
-python3 - <<'EOF'
+{python} - <<'EOF'
 from openai import OpenAI
 
 client = OpenAI()
@@ -113,7 +114,7 @@ curl -s $OPENAI_BASE_URL/similarity -H "Authorization: Bearer $OPENAI_API_KEY" \
 
 Teach it what alike means to you: a JSONL file with {{"anchor": "…", "positive": "…"}} a line.
 
-python3 - <<'EOF'
+{python} - <<'EOF'
 from openai import OpenAI
 
 client = OpenAI()

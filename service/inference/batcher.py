@@ -1,6 +1,7 @@
 """The queue in front of an encoder: texts of many requests share a forward pass, and no request can hurt another."""
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
@@ -37,6 +38,9 @@ class _Waiting:
         self.missing = len(self.tokens)
 
 
+#: Texts that wait while no forward pass ends are stuck after so long, or three times the longest pass so far.
+_STUCK_SECONDS = 10.0
+
 #: A text's place: its request and its number there.
 _Place = tuple[_Waiting, int]
 
@@ -55,6 +59,19 @@ class Batcher:
         self._queued = 0
         self._requests: deque[_Waiting] = deque()
         self._runner: asyncio.Task[None] | None = None
+        self._moved = time.monotonic()
+        self._longest_pass = 0.0
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether texts wait or are being embedded."""
+        return self._queued > 0
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether texts wait and nothing has become of any for longer than a forward pass can take."""
+        silence = time.monotonic() - self._moved
+        return self.is_busy and silence > max(_STUCK_SECONDS, 3 * self._longest_pass)
 
     async def embed(self, embed: Embed, tokens: list[Tokens]) -> Vectors:
         """The vectors of a request's texts, (n, d), in order.
@@ -69,6 +86,8 @@ class Batcher:
                 "Too many texts are waiting to be embedded; try again in a moment.",
                 headers={"Retry-After": "1", "retry-after-ms": "500"},
             )
+        if not self._queued:
+            self._moved = time.monotonic()
         request = _Waiting(embed, tokens, asyncio.get_running_loop().create_future())
         self._queued += count
         self._requests.append(request)
@@ -105,9 +124,8 @@ class Batcher:
 
     async def _forward(self, batch: list[_Place]) -> None:
         tokens = [request.tokens[index] for request, index in batch]
-        loop = asyncio.get_running_loop()
         try:
-            vectors = await loop.run_in_executor(self._executor, batch[0][0].embed, tokens)
+            vectors = await self._timed_pass(batch[0][0].embed, tokens)
             if not np.isfinite(vectors).all():
                 raise LikenessError("model_output_invalid", "The model produced NaN for one of these texts.")
         except Exception as error:  # noqa: BLE001 — whatever a forward raises must reach those who wait for it
@@ -115,6 +133,14 @@ class Batcher:
         else:
             for (request, index), vector in zip(batch, vectors, strict=True):
                 _deliver(request, index, vector)
+
+    async def _timed_pass(self, embed: Embed, tokens: list[Tokens]) -> Vectors:
+        began = time.monotonic()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, embed, tokens)
+        finally:
+            self._moved = time.monotonic()
+            self._longest_pass = max(self._longest_pass, self._moved - began)
 
     async def _isolate(self, batch: list[_Place], error: Exception) -> None:
         """A batch of several requests failed: run each request's texts alone, to fail only the one at fault."""

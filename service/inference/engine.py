@@ -56,13 +56,25 @@ class InferenceEngine:
         )
 
     async def probe(self) -> None:
-        """Embed a word with a base model, to know that it can be done.
+        """Embed a word, to know that it can be done; under load see to it that texts are being embedded.
 
-        Raises TimeoutError after 30 s, and LikenessError.
+        Raises TimeoutError when nothing moves, and LikenessError.
         """
-        models = base_models(self._settings.base_models_dir)
+        # Under load a word would wait behind all others, or be refused: a queue that moves proves as much.
+        if self._batcher.is_busy:
+            if self._batcher.is_stuck:
+                raise TimeoutError("texts wait, and no forward pass ends")
+            return
         async with asyncio.timeout(_PROBE_SECONDS):
-            await self.embed(next(iter(models.values())), ["ready"])
+            # Rather one in memory than a certain one, which would push another out.
+            encoder = self._pool.last_used() or await self._pool.get(self._some_base_model())
+            await self._batcher.embed(encoder.embed, [text.ids for text in encoder.tokenize(["ready"])])
+
+    def _some_base_model(self) -> NamedModel:
+        """A base model whose weights are here; if none are, any: loading it says what to install."""
+        models = base_models(self._settings.base_models_dir)
+        installed = (model for model in models.values() if self._pool.has_weights(model))
+        return next(installed, next(iter(models.values())))
 
     def close(self) -> None:
         """Let the running forward pass end, and no other begin."""

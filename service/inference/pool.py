@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import OrderedDict
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -34,15 +35,30 @@ class EncoderPool:
         future = self._encoders.get(model.name)
         if future is None:
             future = asyncio.ensure_future(asyncio.to_thread(self._load, model))
+            future.add_done_callback(partial(self._forget_failed, model.name))
             self._encoders[model.name] = future
             self._make_room()
         self._encoders.move_to_end(model.name)
+        # Shielded: a client that leaves must not stop the loading that others wait for.
+        return await asyncio.shield(future)
+
+    def last_used(self) -> TextEncoder | None:
+        """The encoder that was asked for last among those in memory."""
+        loaded = (future for future in reversed(self._encoders.values()) if _succeeded(future))
+        return next((future.result() for future in loaded), None)
+
+    def has_weights(self, model: NamedModel) -> bool:
+        """Whether a base model's folder is on this machine."""
         try:
-            # Shielded: a client that leaves must not stop the loading that others wait for.
-            return await asyncio.shield(future)
-        except LikenessError:
-            self._encoders.pop(model.name, None)
-            raise
+            registry.locate(model.name, self._base_models_dir)
+        except EncoderError:
+            return False
+        return True
+
+    def _forget_failed(self, name: str, future: "asyncio.Future[TextEncoder]") -> None:
+        """Whatever went wrong while loading, the next request tries again."""
+        if not _succeeded(future) and self._encoders.get(name) is future:
+            del self._encoders[name]
 
     def _make_room(self) -> None:
         while len(self._encoders) > self._size:
@@ -68,3 +84,7 @@ class EncoderPool:
         if model.weights_sha256 is not None:
             registry.verify_weights(folder, model.weights_sha256)
         return folder
+
+
+def _succeeded(future: "asyncio.Future[TextEncoder]") -> bool:
+    return future.done() and not future.cancelled() and future.exception() is None

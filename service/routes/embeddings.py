@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
@@ -14,6 +14,7 @@ from api_schemas.errors import LikenessError
 from service.inference.engine import Embedded, InferenceEngine
 from service.keys import CallerDep
 from service.model_names import NamedModel, find_model
+from service.presence import while_client_waits
 from service.state import ServiceState, StateDep
 from service.strict_route import StrictRoute
 
@@ -31,12 +32,12 @@ EngineDep = Annotated[InferenceEngine, Depends(engine_of)]
 
 @router.post("", response_model=EmbeddingResponse)
 async def create_embeddings(
-    request: EmbeddingRequest, caller: CallerDep, state: StateDep, engine: EngineDep
+    request: EmbeddingRequest, http: Request, caller: CallerDep, state: StateDep, engine: EngineDep
 ) -> JSONResponse:
     """Embed texts. Vectors have length 1, so that a dot product of two is their cosine similarity."""
     model = await run_in_threadpool(resolve_model, state, caller.team_id, request.model)
     _check_dimensions(request.dimensions, model)
-    embedded = await engine.embed(model, request.input)
+    embedded = await while_client_waits(http, engine.embed(model, request.input))
     vectors = shorten(embedded.vectors, request.dimensions)
     # Written without pydantic: it would copy a request's million floats one by one.
     return JSONResponse(

@@ -90,8 +90,11 @@ def get_content(file_id: str, request: Request, caller: CallerDep, state: StateD
         row = files.get(session, file_id)
     _drop_odd_range(request, row.bytes)
     path = state.artifacts.file(row.id)
-    if not path.is_file():
-        raise LikenessError("artifact_corrupt", f"The bytes of {row.id} are gone from the artifact store.")
+    if not path.is_file() or path.stat().st_size != row.bytes:
+        raise LikenessError(
+            "artifact_corrupt",
+            f"The stored bytes of {row.id} are gone or cut short; restore them from a backup, or upload them again.",
+        )
     return FileResponse(path, media_type="application/octet-stream", filename=row.filename)
 
 
@@ -135,8 +138,8 @@ def _register(state: ServiceState, caller: Caller, file_id: str, form: FileForm,
 
 def _drop_odd_range(request: Request, size: int) -> None:
     """Serve one range of bytes where one is asked for; anything else asks for a lot of work, and gets the whole."""
-    wanted = re.fullmatch(r"bytes=(\d{1,18})-\d{0,18}", request.headers.get("range", ""))
-    if wanted is None or int(wanted[1]) >= size:
+    wanted = re.fullmatch(r"bytes=(\d{1,18})-(\d{0,18})", request.headers.get("range", ""))
+    if wanted is None or not int(wanted[1]) <= int(wanted[2] or size - 1) or int(wanted[1]) >= size:
         request.scope["headers"] = [item for item in request.scope["headers"] if item[0] != b"range"]
 
 

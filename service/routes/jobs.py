@@ -6,11 +6,12 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Request
+import structlog
+from fastapi import APIRouter, Depends, Header, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
-from api_schemas.defaults import openai_view
+from api_schemas.defaults import SMALLEST_BATCH, openai_view
 from api_schemas.errors import ErrorDetail, LikenessError
 from api_schemas.jobs import (
     ENDED,
@@ -25,6 +26,7 @@ from api_schemas.jobs import (
     StepMetrics,
 )
 from api_schemas.pages import Page
+from service.errors import BACKEND_AWAY
 from service.keys import Caller, CallerDep
 from service.model_names import find_model
 from service.routes.paging import After, Limit, page_of
@@ -33,10 +35,17 @@ from service.strict_route import StrictRoute
 from storage import files, jobs, queue, tables
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"], route_class=StrictRoute)
+log = structlog.get_logger(__name__)
 
 #: How often a followed job is looked at. Its worker writes at most twice a second.
 _FOLLOW_EVERY_SECONDS = 0.25
 _EVENTS_AT_ONCE = 500
+
+
+def existing_job(job_id: str, caller: CallerDep, state: StateDep) -> str:
+    """The id of a job of the caller's team. Raises LikenessError `not_found`."""
+    with state.database.session(caller.team_id) as session:
+        return jobs.get(session, job_id).id
 
 
 @router.post("")
@@ -49,6 +58,7 @@ def create_job(request: JobCreate, caller: CallerDep, state: StateDep) -> Job:
         if request.validation_file is not None:
             row = files.get(session, request.validation_file, param="validation_file")
             validation = _usable(row, "validation_file")
+        _check_batch_size(request, training, validation)
         created = jobs.create(session, request, training, validation, max_seq_length=model.max_seq_length)
         answer = _wire(created)
     queue.dispatch_soon(state.database, state.redis)
@@ -95,7 +105,8 @@ def list_events(
 
 @router.get("/{job_id}/events/stream", response_class=EventSourceResponse)
 async def stream_events(
-    job_id: str,
+    # Looked up before the stream begins: afterwards it is too late for a 404.
+    job_id: Annotated[str, Depends(existing_job)],
     caller: CallerDep,
     state: StateDep,
     last_event_id: Annotated[str | None, Header(pattern=r"^\d{1,9}$")] = None,
@@ -106,9 +117,14 @@ async def stream_events(
     an event named `done` that holds the job.
     """
     seq = int(last_event_id or 0)
-    # A client whose stream ends without `done`, because the service stops, connects again and goes on.
+    # A client whose stream ends without `done`, because the service stops or its database is away, connects again
+    # and goes on.
     while not state.stopping:
-        events, job = await run_in_threadpool(_news, state, caller, job_id, seq)
+        try:
+            events, job = await run_in_threadpool(_news, state, caller, job_id, seq)
+        except BACKEND_AWAY as error:
+            log.warning("stream_ended_early", job=job_id, reason=type(error).__name__)
+            return
         for event in events:
             seq = event.seq
             yield ServerSentEvent(raw_data=event.model_dump_json(), event=event.type, id=str(seq))
@@ -132,6 +148,22 @@ def _usable(file: tables.File, param: str) -> tables.File:
     if file.status == "error":
         raise LikenessError("file_invalid", f"File {file.id} can't be used: {file.status_details}", param=param)
     return file
+
+
+def _check_batch_size(request: JobCreate, *files: tables.File | None) -> None:
+    """Refuse a batch in which labelled texts can't have a positive and a negative at once."""
+    asked = (
+        ("method.contrastive.hyperparameters.batch_size", request.method.contrastive.hyperparameters.batch_size),
+        ("hyperparameters.batch_size", request.hyperparameters.batch_size if request.hyperparameters else "auto"),
+    )
+    # The first that isn't `auto` is the one that counts.
+    param, batch_size = next(((name, size) for name, size in asked if size != "auto"), ("", SMALLEST_BATCH))
+    if batch_size < SMALLEST_BATCH and any(file.format == "labels" for file in files if file):
+        raise LikenessError(
+            "out_of_range",
+            f"`{param}` must be at least {SMALLEST_BATCH} for labelled texts: two labels of two texts each.",
+            param=param,
+        )
 
 
 def _metadata_filter(query: Mapping[str, str]) -> dict[str, str]:

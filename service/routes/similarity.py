@@ -2,11 +2,12 @@
 
 import numpy as np
 import numpy.typing as npt
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 
 from api_schemas.similarity import SimilarityRequest, SimilarityResponse, SimilarityScore
 from service.keys import CallerDep
+from service.presence import while_client_waits
 from service.routes.embeddings import EngineDep, resolve_model, usage_of
 from service.state import StateDep
 from service.strict_route import StrictRoute
@@ -16,12 +17,11 @@ router = APIRouter(prefix="/v1/similarity", tags=["inference"], route_class=Stri
 
 @router.post("")
 async def compare(
-    request: SimilarityRequest, caller: CallerDep, state: StateDep, engine: EngineDep
+    request: SimilarityRequest, http: Request, caller: CallerDep, state: StateDep, engine: EngineDep
 ) -> SimilarityResponse:
     """Cosine similarity of pairs of texts, or of a query and documents, the nearest first."""
     model = await run_in_threadpool(resolve_model, state, caller.team_id, request.model)
-    texts = _texts(request)
-    embedded = await engine.embed(model, texts)
+    embedded = await while_client_waits(http, engine.embed(model, _texts(request)))
     scores = _scores_of_pairs(embedded.vectors) if request.pairs else _ranked(embedded.vectors, request.top_k)
     return SimilarityResponse(data=scores, model=request.model, usage=usage_of(embedded))
 

@@ -9,6 +9,7 @@ from sqlalchemy.exc import OperationalError
 
 from storage import jobs
 from storage.database import Database
+from workers.patience import patiently
 from workers.training.trainer import StepReport
 
 log = structlog.get_logger("likeness.training")
@@ -36,34 +37,45 @@ class Recorder:
 
     def say(self, message: str, *, level: jobs.Level = "info") -> None:
         """Write an event that people read."""
-        with self._database.session_across_teams() as session:
-            jobs.record(session, self._attempt.job_id, self._attempt.number, message, level=level)
+
+        def write() -> None:
+            with self._database.session_across_teams() as session:
+                jobs.record(session, self._attempt.job_id, self._attempt.number, message, level=level)
+
+        patiently(write)
 
     def step(self, report: StepReport) -> None:
         """Keep what a step measured, and write what was kept if it is time to."""
         self._steps.append(report)
-        last = report.step == report.total_steps
-        if last or time.monotonic() - self._written >= _WRITE_EVERY_SECONDS:
-            self.flush(keep_on_failure=not last)
+        if report.step == report.total_steps:
+            self.flush()
+        elif time.monotonic() - self._written >= _WRITE_EVERY_SECONDS:
+            self._write_if_possible()
 
-    def flush(self, *, keep_on_failure: bool = False) -> None:
+    def flush(self) -> None:
+        """Write what is still kept, waiting for a database that is away."""
+        patiently(self._write)
+
+    def _write_if_possible(self) -> None:
+        try:
+            self._write()
+        except OperationalError as error:
+            # Training goes on while the database is away; the lease decides for how long.
+            log.warning("metrics_kept_back", steps=len(self._steps), reason=type(error).__name__)
+            self._written = time.monotonic()
+
+    def _write(self) -> None:
         """Write the kept steps and one event that sums them up."""
         if not self._steps:
             return
         news = _news(self._steps)
-        job_id, attempt = self._attempt.job_id, self._attempt.number
-        try:
-            with self._database.session_across_teams() as session:
-                jobs.record_steps(session, job_id, attempt, [_metrics(step) for step in self._steps], _progress(news))
-                message = f"Step {news['step']}/{news['total_steps']}: loss={news['loss']:.4f}"
-                jobs.record(session, job_id, attempt, message, metrics=news)
-        except OperationalError as error:
-            if not keep_on_failure:
-                raise
-            # Training goes on while the database is away; the lease decides for how long.
-            log.warning("metrics_kept_back", steps=len(self._steps), reason=type(error).__name__)
-        else:
-            self._steps.clear()
+        with self._database.session_across_teams() as session:
+            jobs.record_steps(
+                session, self._attempt.job_id, self._attempt.number, [_metrics(step) for step in self._steps],
+                progress=_progress(news), news=news,
+                message=f"Step {news['step']}/{news['total_steps']}: loss={news['loss']:.4f}",
+            )  # fmt: skip
+        self._steps.clear()
         self._written = time.monotonic()
 
 

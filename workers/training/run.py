@@ -6,10 +6,7 @@ Run as `python -m workers.training.run JOB_ID ATTEMPT` by `workers.tasks`, which
 import errno
 import signal
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import structlog
 import torch
@@ -27,6 +24,7 @@ from storage.logs import configure_logging
 from storage.settings import StorageSettings
 from storage.tables import Job
 from workers import exit_codes
+from workers.patience import patiently
 from workers.training import datasets, evaluation
 from workers.training.config import TrainingConfig
 from workers.training.losses import NTXentLoss
@@ -41,11 +39,6 @@ from workers.training.trainer import (
 
 log = structlog.get_logger("likeness.training")
 
-Answer = TypeVar("Answer")
-
-#: How long the end of a job may wait for a database that is away. The lease ends sooner or later anyway.
-_PATIENCE_SECONDS = 40.0
-
 
 def main(job_id: str, number: int) -> int:
     """Train one attempt. Returns one of workers.exit_codes; 1, with a traceback in the log, for a defect."""
@@ -59,6 +52,9 @@ def main(job_id: str, number: int) -> int:
     except (jobs.StaleAttempt, TrainingInterrupted) as end:
         log.info("training_left", reason=type(end).__name__)
         return exit_codes.INTERRUPTED if isinstance(end, TrainingInterrupted) else exit_codes.STALE
+    except OperationalError as error:
+        log.warning("database_away", reason=type(error).__name__)
+        return exit_codes.DATABASE_AWAY
     except Exception:  # the edge of the process: the supervisor fails the job, the log has the defect
         log.exception("training_crashed")
         return 1
@@ -136,11 +132,15 @@ class _Run:
             with self._database.session_across_teams() as session:
                 jobs.fail(session, self._attempt.job_id, self._attempt.number, code, message)
 
-        _patiently(write)
+        self._recorder.flush()
+        patiently(write)
 
     def _job(self) -> Job:
-        with self._database.session_across_teams() as session:
-            return jobs.running(session, self._attempt.job_id, self._attempt.number)
+        def read() -> Job:
+            with self._database.session_across_teams() as session:
+                return jobs.running(session, self._attempt.job_id, self._attempt.number)
+
+        return patiently(read)
 
     def _base(self, job: Job) -> tuple[str, Path]:
         """The base encoder's name and the verified folder of what training starts from."""
@@ -189,22 +189,20 @@ class _Run:
                 )  # fmt: skip
 
         try:
-            _patiently(write)
+            patiently(write)
         except jobs.StaleAttempt:
+            # Also what a second try is told when the first was committed and its answer lost.
+            if self._is_registered(name):
+                return
             self._artifacts.delete_model(name)
             raise
 
+    def _is_registered(self, name: str) -> bool:
+        def read() -> bool:
+            with self._database.session_across_teams() as session:
+                return models.is_registered(session, name)
 
-def _patiently(write: Callable[[], Answer]) -> Answer:
-    """Write something that must not be lost, waiting for a database that is away."""
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    while True:
-        try:
-            return write()
-        except OperationalError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(1.0)
+        return patiently(read)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,88 @@
+"""Rows for storage tests, made the way the API and the workers make them."""
+
+from sqlalchemy import func, text
+from sqlalchemy.orm import Session
+
+from api_schemas.jobs import ENDED, JobCreate
+from storage import files, jobs, teams
+from storage.artifacts import StoredFile
+from storage.database import Database
+from storage.ids import new_id
+from storage.tables import File, Job, JobEvent, Team
+
+TEAM = teams.DEFAULT_TEAM
+OTHER_TEAM = "other"
+
+USABLE = files.Verdict(usable=True, format="pairs", rows=20, error_count=0, errors=[], summary=None)
+UNUSABLE = files.Verdict(
+    usable=False, format=None, rows=0, error_count=1, errors=[{"row": 1}], summary="1 row was refused."
+)
+
+
+def add_team(database: Database, team_id: str = OTHER_TEAM) -> str:
+    with database.session_across_teams() as session:
+        session.add(Team(id=team_id, name=team_id))
+    return team_id
+
+
+def add_file(database: Database, *, team: str = TEAM, verdict: files.Verdict | None = USABLE) -> str:
+    """An uploaded file, validated unless `verdict` is None."""
+    file_id = new_id("file")
+    with database.session(team) as session:
+        files.create(session, file_id, filename="rows.jsonl", purpose="fine-tune", stored=StoredFile(10, "00"))
+    if verdict is not None:
+        with database.session_across_teams() as session:
+            files.record_verdict(session, file_id, verdict)
+    return file_id
+
+
+def add_job(database: Database, state: str = "queued", *, team: str = TEAM, **request: str) -> str:
+    """A job that has come to `state` by the moves that lead there; from `queued` on its attempt is 1."""
+    if "training_file" not in request:
+        verdict = None if state == "validating_files" else USABLE
+        request["training_file"] = add_file(database, team=team, verdict=verdict)
+    asked = JobCreate(model="tiny/bert", **request)
+    with database.session(team) as session:
+        training = files.get(session, asked.training_file)
+        validation = files.get(session, asked.validation_file) if asked.validation_file else None
+        job_id = jobs.create(session, asked, training, validation, max_seq_length=48).id
+    with database.session_across_teams() as session:
+        if state == "running" or state in ENDED - {"cancelled"}:
+            assert jobs.start(session, job_id, 1, "worker-1") is not None
+        if state == "succeeded":
+            succeed(session, job_id)
+        elif state == "failed":
+            jobs.fail(session, job_id, 1, "out_of_memory", "Memory ran out.")
+        elif state == "cancelled":
+            jobs.cancel(session, job_id)
+    return job_id
+
+
+def succeed(session: Session, job_id: str, attempt: int = 1) -> None:
+    jobs.succeed(
+        session, job_id, attempt, base_model="tiny/bert", weights_sha256="00", dimension=32, max_seq_length=48,
+        trained_tokens=100,
+    )  # fmt: skip
+
+
+def job_of(database: Database, job_id: str) -> Job:
+    with database.session_across_teams() as session:
+        return jobs.get(session, job_id)
+
+
+def file_of(database: Database, file_id: str) -> File:
+    with database.session_across_teams() as session:
+        return files.get(session, file_id)
+
+
+def events_of(database: Database, job_id: str) -> list[JobEvent]:
+    with database.session_across_teams() as session:
+        rows, more = jobs.events(session, job_id, after_seq=None, limit=1000, newest_first=False)
+    assert not more
+    return list(rows)
+
+
+def expire_lease(database: Database, job_id: str) -> None:
+    """Move the lease's end into the past, which is what waiting for it would do."""
+    with database.session_across_teams() as session:
+        jobs.get(session, job_id).lease_expires_at = func.clock_timestamp() - text("interval '1 second'")

@@ -1,0 +1,458 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+from sqlalchemy import func, select, text
+from sqlalchemy.orm import Session
+
+from api_schemas.errors import LikenessError
+from api_schemas.jobs import ENDED, JobCreate
+from storage import files, jobs
+from storage.database import Database
+from storage.tables import JobMetrics, Model, OutboxMessage
+from tests.storage.rows import (
+    OTHER_TEAM,
+    TEAM,
+    UNUSABLE,
+    USABLE,
+    add_file,
+    add_job,
+    add_team,
+    events_of,
+    expire_lease,
+    job_of,
+    succeed,
+)
+
+STATES = ("validating_files", "queued", "running", "succeeded", "failed", "cancelled")
+STEP = {"step": 1, "loss": 0.5}
+
+Action = Callable[[Session, str], object]
+
+
+def record_step(session: Session, job_id: str, attempt: int = 1) -> None:
+    jobs.record_steps(session, job_id, attempt, [STEP], progress={"step": 1}, message="Step 1", news={"step": 1})
+
+
+#: What an attempt does, for attempt 1.
+WRITES: dict[str, Action] = {
+    "event": lambda session, job_id: jobs.record(session, job_id, 1, "Still here"),
+    "metrics": record_step,
+    "renewal": lambda session, job_id: jobs.renew(session, job_id, 1, "worker-1"),
+    "success": succeed,
+    "failure": lambda session, job_id: jobs.fail(session, job_id, 1, "out_of_memory", "Memory ran out."),
+    "requeue": lambda session, job_id: jobs.requeue(session, job_id, 1, "The worker is shutting down"),
+    "crash": lambda session, job_id: jobs.crashed(session, job_id, 1, "The process was killed"),
+}
+
+#: The state that each of them leads to from `running`.
+LEADS_TO = {
+    "event": "running", "metrics": "running", "renewal": "running", "success": "succeeded", "failure": "failed",
+    "requeue": "queued", "crash": "queued",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_a_running_attempt_may_write(database: Database, write: str) -> None:
+    job_id = add_job(database, "running")
+
+    with database.session_across_teams() as session:
+        WRITES[write](session, job_id)
+
+    assert job_of(database, job_id).state == LEADS_TO[write]
+
+
+@pytest.mark.parametrize("state", [state for state in STATES if state != "running"])
+def test_an_attempt_that_does_not_run_can_write_nothing(database: Database, state: str) -> None:
+    job_id = add_job(database, state)
+    before = snapshot(database, job_id)
+
+    for write in WRITES.values():
+        with pytest.raises(jobs.StaleAttempt), database.session_across_teams() as session:
+            write(session, job_id)
+
+    assert snapshot(database, job_id) == before
+
+
+def test_an_attempt_whose_job_was_given_to_another_can_write_nothing(database: Database) -> None:
+    job_id = add_job(database, "running")
+    expire_lease(database, job_id)
+    with database.session_across_teams() as session:
+        assert jobs.rescue_expired(session) == 1
+    with database.session_across_teams() as session:
+        assert jobs.start(session, job_id, 2, "worker-2") is not None
+    before = snapshot(database, job_id)
+
+    for write in WRITES.values():
+        with pytest.raises(jobs.StaleAttempt), database.session_across_teams() as session:
+            write(session, job_id)
+
+    assert snapshot(database, job_id) == before
+
+
+def test_another_worker_cannot_renew_the_lease(database: Database) -> None:
+    job_id = add_job(database, "running")
+
+    with pytest.raises(jobs.StaleAttempt), database.session_across_teams() as session:
+        jobs.renew(session, job_id, 1, "worker-2")
+
+
+@pytest.mark.parametrize(
+    ("state", "attempt", "starts"),
+    [(state, 1, state == "queued") for state in STATES] + [("queued", 0, False), ("queued", 2, False)],
+)
+def test_only_a_queued_attempt_starts(database: Database, state: str, attempt: int, starts: bool) -> None:
+    job_id = add_job(database, state)
+    before = snapshot(database, job_id)
+
+    with database.session_across_teams() as session:
+        started = jobs.start(session, job_id, attempt, "worker-2")
+
+    assert (started is not None) is starts
+    if starts:
+        assert job_of(database, job_id).worker_id == "worker-2"
+    else:
+        assert snapshot(database, job_id) == before
+
+
+def test_a_job_that_nobody_knows_does_not_start(database: Database) -> None:
+    with database.session_across_teams() as session:
+        assert jobs.start(session, "ftjob-unknown", 1, "worker-1") is None
+
+
+@pytest.mark.parametrize("state", ["validating_files", "queued", "running", "cancelled"])
+def test_a_job_that_has_not_ended_can_be_cancelled(database: Database, state: str) -> None:
+    job_id = add_job(database, state)
+
+    with database.session(TEAM) as session:
+        jobs.cancel(session, job_id)
+
+    job = job_of(database, job_id)
+    assert (job.state, job.lease_expires_at) == ("cancelled", None)
+    assert job.finished_at is not None
+    assert [event.message for event in events_of(database, job_id)].count("Job cancelled") == 1
+
+
+@pytest.mark.parametrize("state", ["succeeded", "failed"])
+def test_a_job_that_has_ended_stays_as_it_is(database: Database, state: str) -> None:
+    job_id = add_job(database, state)
+    before = snapshot(database, job_id)
+
+    with pytest.raises(LikenessError) as refusal, database.session(TEAM) as session:
+        jobs.cancel(session, job_id)
+
+    assert refusal.value.code == "job_already_ended"
+    assert snapshot(database, job_id) == before
+
+
+def test_another_teams_job_can_neither_be_read_nor_cancelled(database: Database) -> None:
+    add_team(database)
+    job_id = add_job(database)
+
+    for action in (jobs.get, jobs.cancel):
+        with pytest.raises(LikenessError) as refusal, database.session(OTHER_TEAM) as session:
+            action(session, job_id)
+        assert refusal.value.code == "not_found"
+    with database.session(OTHER_TEAM) as session:
+        assert jobs.events(session, job_id, after_seq=None, limit=10, newest_first=False) == ([], False)
+
+
+def test_success_makes_one_model_in_the_same_commit(database: Database) -> None:
+    job_id = add_job(database, "running")
+
+    with database.session_across_teams() as session:
+        succeed(session, job_id)
+
+    job = job_of(database, job_id)
+    with database.session(TEAM) as session:
+        model = session.scalars(select(Model)).one()
+    assert (job.fine_tuned_model, job.trained_tokens) == (model.id, 100)
+    assert model.id == f"ft:tiny/bert:{TEAM}::{job_id.removeprefix('ftjob-')[:12]}"
+
+
+def test_a_failure_keeps_its_reason(database: Database) -> None:
+    job = job_of(database, add_job(database, "failed"))
+
+    assert job.error is not None
+    assert (job.error["code"], job.error["message"]) == ("out_of_memory", "Memory ran out.")
+
+
+# --- events ---
+
+
+def test_numbers_of_events_have_no_gaps_when_many_write_at_once(database: Database) -> None:
+    job_id = add_job(database, "running")
+    together = threading.Barrier(4)
+    refused: list[Exception] = []
+
+    def write(writer: int) -> None:
+        together.wait(timeout=30)
+        for number in range(15):
+            try:
+                with database.session_across_teams() as session:
+                    jobs.record(session, job_id, 1, f"{writer}: {number}")
+            except Exception as error:
+                refused.append(error)
+                raise
+
+    writers = [threading.Thread(target=write, args=(writer,)) for writer in range(4)]
+    for thread in writers:
+        thread.start()
+    for thread in writers:
+        thread.join()
+
+    events = events_of(database, job_id)
+    assert refused == []
+    assert [event.seq for event in events] == list(range(1, len(events) + 1))
+    for writer in range(4):
+        own = [event.message for event in events if event.message.startswith(f"{writer}: ")]
+        assert own == [f"{writer}: {number}" for number in range(15)]
+
+
+def test_an_event_that_is_rolled_back_leaves_no_gap(database: Database) -> None:
+    job_id = add_job(database, "running")
+    with database.session_across_teams() as session:
+        jobs.record(session, job_id, 1, "never written")
+        session.flush()
+        session.get_transaction().rollback()
+
+    with database.session_across_teams() as session:
+        jobs.record(session, job_id, 1, "written")
+
+    events = events_of(database, job_id)
+    assert [event.seq for event in events] == list(range(1, len(events) + 1))
+    assert events[-1].message == "written"
+
+
+def test_steps_written_twice_are_there_once_with_one_event(database: Database) -> None:
+    job_id = add_job(database, "running")
+
+    for _ in range(2):
+        with database.session_across_teams() as session:
+            record_step(session, job_id)
+
+    with database.session(TEAM) as session:
+        assert jobs.metrics(session, jobs.get(session, job_id)) == [STEP]
+    assert [event.type for event in events_of(database, job_id)].count("metrics") == 1
+
+
+def test_metrics_are_those_of_the_newest_attempt(database: Database) -> None:
+    job_id = add_job(database, "running")
+    with database.session_across_teams() as session:
+        record_step(session, job_id)
+        jobs.requeue(session, job_id, 1, "Again")
+    with database.session_across_teams() as session:
+        jobs.start(session, job_id, 2, "worker-2")
+
+    with database.session(TEAM) as session:
+        assert jobs.metrics(session, jobs.get(session, job_id)) == []
+    assert job_of(database, job_id).progress is None
+
+
+def test_events_can_be_read_in_pages_from_both_ends(database: Database) -> None:
+    job_id = add_job(database, "succeeded")
+    numbers = [event.seq for event in events_of(database, job_id)]
+
+    with database.session(TEAM) as session:
+        first, more = jobs.events(session, job_id, after_seq=None, limit=2, newest_first=False)
+        rest, no_more = jobs.events(session, job_id, after_seq=first[-1].seq, limit=1000, newest_first=False)
+        newest, _ = jobs.events(session, job_id, after_seq=None, limit=1000, newest_first=True)
+
+    assert (more, no_more) == (True, False)
+    assert [event.seq for event in (*first, *rest)] == numbers
+    assert [event.seq for event in newest] == numbers[::-1]
+
+
+# --- leases and crashes ---
+
+
+def test_a_lease_that_has_not_ended_is_left_alone(database: Database) -> None:
+    job_id = add_job(database, "running")
+
+    with database.session_across_teams() as session:
+        assert jobs.rescue_expired(session) == 0
+
+    assert job_of(database, job_id).state == "running"
+
+
+def test_a_renewed_lease_ends_later_by_the_databases_clock(database: Database) -> None:
+    job_id = add_job(database, "running")
+    expire_lease(database, job_id)
+    with database.session_across_teams() as session:
+        jobs.renew(session, job_id, 1, "worker-1")
+
+    with database.session_across_teams() as session:
+        assert jobs.rescue_expired(session) == 0
+        left = job_of(database, job_id).lease_expires_at - session.scalar(select(func.clock_timestamp()))
+    assert 0 < left.total_seconds() <= jobs.LEASE_SECONDS
+
+
+def test_an_expired_lease_gives_the_job_back_with_the_next_attempt(database: Database) -> None:
+    job_id = add_job(database, "running")
+    expire_lease(database, job_id)
+
+    with database.session_across_teams() as session:
+        assert jobs.rescue_expired(session) == 1
+
+    job = job_of(database, job_id)
+    assert (job.state, job.attempt, job.crashes, job.worker_id) == ("queued", 2, 1, None)
+    assert "worker-1 fell silent" in events_of(database, job_id)[-1].message
+    with database.session_across_teams() as session:
+        assert jobs.queued(session) == [(job_id, 2)]
+        assert [job_id, 2] in session.scalars(select(OutboxMessage.arguments)).all()
+
+
+def test_a_job_whose_worker_dies_too_often_fails(database: Database) -> None:
+    job_id = add_job(database, "queued")
+
+    for attempt in range(1, jobs.MOST_CRASHES + 1):
+        with database.session_across_teams() as session:
+            assert jobs.start(session, job_id, attempt, f"worker-{attempt}") is not None
+        expire_lease(database, job_id)
+        with database.session_across_teams() as session:
+            assert jobs.rescue_expired(session) == 1
+
+    job = job_of(database, job_id)
+    assert job.state == "failed"
+    assert job.error is not None
+    assert job.error["code"] == "worker_lost"
+    assert "3 of the 3" in job.error["message"]
+
+
+def test_giving_a_job_back_spends_none_of_its_crashes(database: Database) -> None:
+    job_id = add_job(database, "queued")
+
+    for attempt in range(1, 2 * jobs.MOST_CRASHES):
+        with database.session_across_teams() as session:
+            assert jobs.start(session, job_id, attempt, "worker-1") is not None
+        with database.session_across_teams() as session:
+            jobs.requeue(session, job_id, attempt, "The worker is shutting down")
+
+    job = job_of(database, job_id)
+    assert (job.state, job.crashes, job.attempt) == ("queued", 0, 2 * jobs.MOST_CRASHES)
+
+
+def test_a_lease_is_rescued_once_by_two_who_try(database: Database) -> None:
+    job_id = add_job(database, "running")
+    expire_lease(database, job_id)
+
+    with database.session_across_teams() as first:
+        assert jobs.rescue_expired(first) == 1
+        with database.session_across_teams() as second:
+            assert jobs.rescue_expired(second) == 0
+    with database.session_across_teams() as third:
+        assert jobs.rescue_expired(third) == 0
+
+    assert job_of(database, job_id).attempt == 2
+
+
+# --- validation ---
+
+
+def validate(database: Database, file_id: str, verdict: files.Verdict) -> None:
+    with database.session_across_teams() as session:
+        files.record_verdict(session, file_id, verdict)
+        jobs.release_waiting_for(session, file_id)
+
+
+def test_a_job_on_validated_files_is_queued_at_once(database: Database) -> None:
+    job = job_of(database, add_job(database, "queued"))
+
+    assert (job.state, job.attempt) == ("queued", 1)
+    assert "auto" not in str(job.method)
+
+
+def test_a_job_waits_until_all_its_files_are_validated(database: Database) -> None:
+    training, validation = (add_file(database, verdict=None) for _ in range(2))
+    job_id = add_job(database, "validating_files", training_file=training, validation_file=validation)
+
+    validate(database, training, USABLE)
+    assert job_of(database, job_id).state == "validating_files"
+    validate(database, validation, USABLE)
+    assert job_of(database, job_id).state == "queued"
+
+
+@pytest.mark.parametrize("role", ["training_file", "validation_file"])
+def test_a_job_on_an_unusable_file_fails_with_the_files_reason(database: Database, role: str) -> None:
+    file_id = add_file(database, verdict=None)
+    job_id = add_job(database, "validating_files", **{"training_file": add_file(database), role: file_id})
+
+    validate(database, file_id, UNUSABLE)
+
+    job = job_of(database, job_id)
+    assert job.state == "failed"
+    assert job.error is not None
+    assert (job.error["code"], job.error["message"]) == ("file_invalid", "rows.jsonl: 1 row was refused.")
+
+
+def test_a_second_verdict_releases_nothing_twice(database: Database) -> None:
+    file_id = add_file(database, verdict=None)
+    job_id = add_job(database, "validating_files", training_file=file_id)
+
+    for _ in range(2):
+        validate(database, file_id, USABLE)
+
+    assert job_of(database, job_id).attempt == 1
+    assert len(events_of(database, job_id)) == 2
+
+
+@pytest.mark.parametrize(("verdict", "state"), [(USABLE, "queued"), (UNUSABLE, "failed")])
+def test_a_verdict_that_falls_while_a_job_is_created_is_not_missed(
+    database: Database, verdict: files.Verdict, state: str
+) -> None:
+    file_id = add_file(database, verdict=None)
+
+    with database.session(TEAM) as session:
+        training = files.get(session, file_id)
+        validate(database, file_id, verdict)
+        request = JobCreate(model="tiny/bert", training_file=file_id)
+        job_id = jobs.create(session, request, training, None, max_seq_length=48).id
+
+    assert job_of(database, job_id).state == state
+
+
+def test_a_verdict_waits_for_a_job_that_is_being_created(database: Database) -> None:
+    file_id = add_file(database, verdict=None)
+    verdict = threading.Thread(target=validate, args=(database, file_id, USABLE))
+
+    with database.session(TEAM) as session:
+        training = files.get(session, file_id)
+        request = JobCreate(model="tiny/bert", training_file=file_id)
+        job_id = jobs.create(session, request, training, None, max_seq_length=48).id
+        verdict.start()
+        while not somebody_waits_for_a_lock(database):
+            assert verdict.is_alive()
+    verdict.join()
+
+    assert job_of(database, job_id).state == "queued"
+
+
+def test_jobs_are_found_by_their_metadata(database: Database) -> None:
+    found, _ = (add_job(database, metadata={"run": run, "by": "me"}) for run in ("one", "two"))
+
+    with database.session(TEAM) as session:
+        rows, more = jobs.list_jobs(session, metadata={"run": "one"}, after=None, limit=10)
+
+    assert ([row.id for row in rows], more) == ([found], False)
+
+
+def somebody_waits_for_a_lock(database: Database) -> bool:
+    with database.session_across_teams() as session:
+        return bool(session.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted")))
+
+
+def snapshot(database: Database, job_id: str) -> object:
+    """All that is known of a job: its row, its events, its metrics, the models and the outbox."""
+    with database.session_across_teams() as session:
+        job = session.scalar(text("SELECT to_jsonb(jobs) FROM jobs WHERE id = :id"), {"id": job_id})
+        events = session.scalar(text("SELECT count(*) FROM job_events WHERE job_id = :id"), {"id": job_id})
+        counts = [
+            session.scalar(select(func.count()).select_from(table)) for table in (JobMetrics, Model, OutboxMessage)
+        ]
+    return job, events, counts
+
+
+def test_states_are_those_of_the_wire() -> None:
+    assert set(STATES) > ENDED

@@ -1,0 +1,69 @@
+"""The documentation and the code say the same."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from api_schemas.errors import ERROR_CODES, LikenessError
+from docs import generate
+from tests.markdown import PAGES, ROOT, code_blocks, inline_code, relative_links
+from workers.training.datasets import validate
+
+DECISIONS = sorted((ROOT / "docs" / "decisions").glob("*.md"))
+
+
+@pytest.mark.parametrize(("page", "expected"), generate.pages().items(), ids=lambda value: getattr(value, "name", ""))
+def test_generated_tables_equal_the_code(page: Path, expected: str) -> None:
+    assert page.read_text() == expected, f"{page.name} and the code differ: run `make docs`"
+
+
+def test_every_error_code_is_in_the_table_once() -> None:
+    shown = re.findall(r"^\| `(\w+)`", (ROOT / "docs" / "errors.md").read_text(), flags=re.MULTILINE)
+    assert shown == list(ERROR_CODES)
+
+
+def test_the_error_shown_is_what_the_service_answers() -> None:
+    shown = json.loads(code_blocks(ROOT / "docs" / "errors.md", "json")[0])
+    error = LikenessError(shown["error"]["code"], shown["error"]["message"], param=shown["error"]["param"])
+    assert error.body(shown["request_id"]) == shown
+
+
+def test_the_formats_shown_are_accepted(tmp_path: Path) -> None:
+    formats = []
+    for rows in code_blocks(ROOT / "docs" / "data.md", "json"):
+        path = tmp_path / "rows.jsonl"
+        path.write_text(rows)
+        report = validate(path)
+        assert report.usable, report.summary
+        formats.append(report.format)
+    assert formats == ["pairs", "labels"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for target in relative_links(page):
+        assert target.exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_named_exists(page: Path) -> None:
+    for name in inline_code(page):
+        if re.fullmatch(r"(?:api_schemas|storage|encoders|workers|service|docs|docker|tests)/[\w./-]*", name):
+            # The one file that a reader makes.
+            assert (ROOT / name).exists() or name == "docker/.env", name
+
+
+@pytest.mark.parametrize("page", DECISIONS, ids=lambda page: page.stem)
+def test_a_decision_has_its_parts_and_fits_a_page(page: Path) -> None:
+    text = page.read_text()
+    parts = re.findall(r"^## (\w+)$", text, flags=re.MULTILINE)
+    assert parts == ["Context", "Decision", "Alternatives", "Consequences", "Files"]
+    assert len(text.splitlines()) <= 50
+    assert int(re.match(r"# (\d+)\.", text)[1]) == int(page.stem[:4])
+
+
+def test_the_changelog_has_the_version_of_the_package() -> None:
+    version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE)[1]
+    assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text()
