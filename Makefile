@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format constraints clean
+.PHONY: help setup demo test lint format docs constraints clean
 
 help: ## List the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -33,6 +33,9 @@ lint: $(INSTALLED) ## Lint, formatting, types, import contracts
 format: $(INSTALLED) ## Format the code and sort its imports
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(INSTALLED) ## Rewrite the documentation's tables that come from the code
+	$(BIN)/python -m docs.generate
 
 constraints: ## Pin what a fresh install of pyproject.toml gets today
 	rm -rf build/pin && $(PYTHON) -m venv build/pin

@@ -56,7 +56,6 @@ ERROR_CODES: dict[str, ErrorKind] = {
     "model_not_found": ErrorKind(404, _REQUEST, "There is no such model."),
     "method_not_allowed": ErrorKind(405, _REQUEST, "The route exists, but not with this method."),
     # State
-    "file_not_ready": ErrorKind(409, _REQUEST, "The file has not been validated yet."),
     "file_invalid": ErrorKind(400, _REQUEST, "The file failed validation; its object says where."),
     "file_in_use": ErrorKind(409, _REQUEST, "A job that has not ended reads this file."),
     "job_already_ended": ErrorKind(409, _REQUEST, "The job has ended; nothing can be done to it any more."),

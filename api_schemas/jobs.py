@@ -75,7 +75,7 @@ class OpenAIHyperparameters(RequestModel):
 class JobCreate(RequestModel):
     """A request to fine-tune `model` on `training_file`. Everything else has a default."""
 
-    model: str = Field(description="A base model's name.")
+    model: str = Field(description="What to start from: a base model's name, or the id of a tuned model.")
     training_file: str = Field(description="Id of an uploaded file of training rows.")
     validation_file: str | None = Field(
         default=None, description="Id of a file whose loss is taken before and after training."

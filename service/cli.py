@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 from pydantic import ValidationError
@@ -67,7 +67,9 @@ def up(
 
 @app.command()
 def serve(
-    role: Annotated[str | None, typer.Option(help="api, inference or all. [default: all]")] = None,
+    role: Annotated[
+        Literal["all", "api", "inference"] | None, typer.Option(help="What to serve. [default: all]")
+    ] = None,
     data_dir: DataDir = None,
     host: Host = None,
     port: Port = None,
@@ -84,15 +86,13 @@ def serve(
 
 @app.command()
 def worker(
-    queue: Annotated[str, typer.Option(help="gpu trains; cpu validates files.")] = "gpu",
+    queue: Annotated[Literal["gpu", "cpu"], typer.Option(help="gpu trains; cpu validates files.")] = "gpu",
     data_dir: DataDir = None,
 ) -> None:
     """Work on one queue: one worker per GPU on `gpu`, and at least one on `cpu`.
 
     SIGTERM gives the running job back to the queue and ends within seconds.
     """
-    if queue not in ("gpu", "cpu"):
-        _fail(f"There is no queue {queue!r}: choose gpu (trains) or cpu (validates files).")
     _become(["workers.worker", queue], data_dir)
 
 
@@ -205,4 +205,3 @@ def _database(data_dir: Path | None) -> Iterator[Database]:
 def _fail(message: str) -> NoReturn:
     errors.print(f"[bold red]Error:[/] {message}", highlight=False)
     sys.exit(2)
-

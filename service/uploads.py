@@ -83,7 +83,7 @@ class FileForm:
         if name == "file":
             if self.filename is not None:
                 raise LikenessError("too_many_parts", "The form has more than one 'file'.", param="file")
-            self.filename = self._headers.get_filename() or "upload.jsonl"
+            self.filename = _filename(self._headers) or "upload.jsonl"
 
     def _more_data(self, data: bytes, start: int, end: int) -> None:
         if self._field == "file":
@@ -113,6 +113,13 @@ def _boundary(content_type: str) -> bytes:
     if not isinstance(boundary, str) or not boundary:
         raise _broken("its Content-Type names no boundary")
     return boundary.encode("latin-1", "replace")
+
+
+def _filename(headers: Message) -> str | None:
+    try:
+        return headers.get_filename()
+    except UnicodeError as error:  # `filename*` may name any codec, such as one that decodes nothing
+        raise _broken("a file's name is in an encoding that can't be read; send UTF-8") from error
 
 
 def _text(value: bytes, what: str) -> str:

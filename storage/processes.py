@@ -42,6 +42,7 @@ def start_child(
     output: IO[Any] | int | None = None,
     user: str | None = None,
     new_group: bool = True,
+    pass_fds: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
     """Start a process that gets `on_parent_death` when the calling thread's process dies.
 
@@ -56,6 +57,7 @@ def start_child(
         stderr=subprocess.STDOUT if output is not None else None,
         user=user,
         process_group=0 if new_group else None,
+        pass_fds=pass_fds,
         preexec_fn=_before_exec(os.getpid(), on_parent_death),
     )
 

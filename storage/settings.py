@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -36,7 +36,9 @@ class StorageSettings(BaseSettings):
         default=None,
         description="More base models: sentence-transformers folders at ORGANISATION/NAME below it.",
     )
-    log_level: str = Field(default="INFO", description="DEBUG, INFO, WARNING or ERROR.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        default="INFO", description="DEBUG, INFO, WARNING or ERROR: the least that is worth a line in the log."
+    )
 
     @property
     def artifacts_dir(self) -> Path:

@@ -1,6 +1,7 @@
 """Real servers for all tests: one PostgreSQL and one Valkey a run, a database of its own for each test."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,10 +38,13 @@ def _environment() -> None:
 
 
 @pytest.fixture(scope="session")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+def servers() -> Iterator[tuple[str, str]]:
     """The URLs of PostgreSQL and Valkey."""
-    directory = tmp_path_factory.mktemp("servers")
-    with embedded_servers(directory, postgres_options=_FAST) as (postgres, valkey):
+    # Not below pytest's own directory: every run makes that one private again, and as root PostgreSQL is another user.
+    with (
+        tempfile.TemporaryDirectory(prefix="likeness-", ignore_cleanup_errors=True) as directory,
+        embedded_servers(Path(directory), postgres_options=_FAST) as (postgres, valkey),
+    ):
         with psycopg.connect(postgres.url, autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE {TEMPLATE}")
         database = Database(url_of_database(postgres.url, TEMPLATE))

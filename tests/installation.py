@@ -22,6 +22,7 @@ from encoders import registry
 from service.app import create_app
 from service.http_protocol import StrictHTTPProtocol
 from service.settings import ServiceSettings
+from service.state import ServiceState
 from storage import jobs, teams
 from storage.artifacts import ArtifactStore
 from storage.database import Database
@@ -46,6 +47,7 @@ class Installation:
     key: str
     settings: ServiceSettings
     database: Database
+    service: ServiceState
 
     @property
     def openai(self) -> OpenAI:
@@ -140,7 +142,7 @@ def running_installation(settings: ServiceSettings) -> Iterator[Installation]:
     with database.session(teams.DEFAULT_TEAM) as session:
         _, key = teams.create_key(session, "test")
     try:
-        yield Installation(f"http://127.0.0.1:{port}", key, settings, database)
+        yield Installation(f"http://127.0.0.1:{port}", key, settings, database, application.state.service)
     finally:
         application.state.service.stopping = True
         server.should_exit = True

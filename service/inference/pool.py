@@ -1,6 +1,7 @@
 """Encoders in memory: loaded on first use, verified, and dropped when others are used more."""
 
 import asyncio
+import re
 from collections import OrderedDict
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,9 @@ from service.model_names import NamedModel
 from storage.artifacts import ArtifactStore
 
 log = structlog.get_logger(__name__)
+
+# Where things lie on this machine is for the log, and not for whoever asks.
+_PATH = re.compile(r"(?<![\w./])(/[^\s/'\",;]+)+")
 
 
 class EncoderPool:
@@ -70,9 +74,10 @@ class EncoderPool:
         try:
             folder = self._folder(model)
             encoder = TextEncoder.load(folder, device=self._device)
-        except EncoderError as error:
+        except (EncoderError, OSError) as error:
             log.error("encoder_not_loaded", model=model.name, reason=str(error))
-            raise LikenessError("weights_unavailable", f"{model.name} can't be loaded: {error}") from error
+            message = f"{model.name} can't be loaded: {_PATH.sub(_last_part, str(error))}"
+            raise LikenessError("weights_unavailable", message) from error
         log.info("encoder_loaded", model=model.name, device=self._device)
         return encoder.eval()
 
@@ -84,6 +89,10 @@ class EncoderPool:
         if model.weights_sha256 is not None:
             registry.verify_weights(folder, model.weights_sha256)
         return folder
+
+
+def _last_part(path: re.Match[str]) -> str:
+    return path[0].rpartition("/")[2]
 
 
 def _succeeded(future: "asyncio.Future[TextEncoder]") -> bool:

@@ -83,4 +83,4 @@ def test_an_unreachable_database_is_told_without_its_password(monkeypatch: pytes
 def test_an_unknown_queue_is_refused_with_those_there_are() -> None:
     result = likeness("worker", "--queue", "fast")
     assert result.returncode == 2
-    assert "gpu (trains) or cpu (validates files)" in result.stderr.replace("\n", " ")
+    assert "'gpu', 'cpu'" in result.stderr

@@ -1,0 +1,139 @@
+"""Encoders in memory: loaded once, verified, and dropped when others are used more."""
+
+import asyncio
+import shutil
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from api_schemas.errors import LikenessError
+from service.inference.pool import EncoderPool
+from service.model_names import NamedModel
+from storage.artifacts import ArtifactStore, sha256
+from tests.installation import TINY
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ArtifactStore:
+    return ArtifactStore(tmp_path / "artifacts")
+
+
+def _publish(store: ArtifactStore, name: str, source: Path) -> NamedModel:
+    """A tuned model of this name, with the files of `source`."""
+    with store.publishing_model(name) as folder:
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+    return NamedModel(name, TINY, name, None, 32, 48)
+
+
+def _run(pool: EncoderPool, use: Callable[[EncoderPool], Awaitable[None]]) -> None:
+    asyncio.run(use(pool))
+
+
+@pytest.fixture
+def pool(store: ArtifactStore, base_models_dir: Path) -> EncoderPool:
+    return EncoderPool(store, base_models_dir=base_models_dir, size=2)
+
+
+BASE = NamedModel(TINY, TINY, None, None, 32, 48)
+
+
+def test_many_requests_for_a_model_that_is_not_there_load_it_once(pool: EncoderPool) -> None:
+    async def use(pool: EncoderPool) -> None:
+        encoders = await asyncio.gather(*[pool.get(BASE) for _ in range(50)])
+        assert len({id(encoder) for encoder in encoders}) == 1
+        assert await pool.get(BASE) is encoders[0]
+
+    _run(pool, use)
+
+
+def test_the_least_recently_used_is_dropped(pool: EncoderPool, store: ArtifactStore, base_models_dir: Path) -> None:
+    a, b, c = (_publish(store, name, base_models_dir / TINY) for name in "abc")
+
+    async def use(pool: EncoderPool) -> None:
+        first_a, first_b = await pool.get(a), await pool.get(b)
+        assert await pool.get(a) is first_a
+        last = await pool.get(c)  # and b goes
+        assert pool.last_used() is last
+        assert await pool.get(a) is first_a
+        assert await pool.get(b) is not first_b
+
+    _run(pool, use)
+
+
+def test_a_client_that_leaves_does_not_stop_the_loading_that_others_wait_for(pool: EncoderPool) -> None:
+    async def use(pool: EncoderPool) -> None:
+        leaving, staying = (asyncio.create_task(pool.get(BASE)) for _ in range(2))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        assert (await staying).dimension == 32
+
+    _run(pool, use)
+
+
+def test_a_model_that_differs_from_its_manifest_is_refused_until_it_is_mended(
+    pool: EncoderPool, store: ArtifactStore, base_models_dir: Path
+) -> None:
+    model = _publish(store, "altered", base_models_dir / TINY)
+    config = store.model("altered") / "config.json"
+    sound = config.read_bytes()
+
+    async def use(pool: EncoderPool) -> None:
+        config.write_bytes(sound.replace(b"gelu", b"relu"))
+        with pytest.raises(LikenessError) as refusal:
+            await pool.get(model)
+        assert refusal.value.code == "artifact_corrupt"
+        assert "config.json" in refusal.value.message
+        config.write_bytes(sound)
+        assert (await pool.get(model)).dimension == 32
+
+    _run(pool, use)
+
+
+def test_a_folder_that_no_encoder_can_be_made_of_is_refused(
+    pool: EncoderPool, store: ArtifactStore, base_models_dir: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(base_models_dir / TINY, source)
+    (source / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    model = _publish(store, "pickled", source)
+
+    async def use(pool: EncoderPool) -> None:
+        with pytest.raises(LikenessError) as refusal:
+            await pool.get(model)
+        assert refusal.value.code == "weights_unavailable"
+        assert "pytorch_model.bin" in refusal.value.message
+        assert str(tmp_path) not in refusal.value.message
+
+    _run(pool, use)
+
+
+def test_base_weights_that_are_not_those_promised_are_refused(pool: EncoderPool) -> None:
+    async def use(pool: EncoderPool) -> None:
+        with pytest.raises(LikenessError) as refusal:
+            await pool.get(NamedModel(TINY, TINY, None, "0" * 64, 32, 48))
+        assert refusal.value.code == "weights_unavailable"
+
+    _run(pool, use)
+
+
+def test_whatever_went_wrong_while_loading_is_tried_again(
+    store: ArtifactStore, base_models_dir: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "base" / TINY
+    shutil.copytree(base_models_dir / TINY, folder)
+    weights = folder / "model.safetensors"
+    away = weights.rename(tmp_path / "elsewhere")
+
+    async def use(pool: EncoderPool) -> None:
+        with pytest.raises(LikenessError) as refusal:
+            await pool.get(replace(BASE, weights_sha256=sha256(away)))
+        assert refusal.value.code == "weights_unavailable"
+        assert "model.safetensors" in refusal.value.message
+        assert str(tmp_path) not in refusal.value.message
+        assert pool.last_used() is None
+        away.rename(weights)
+        assert await pool.get(BASE) is pool.last_used()
+
+    _run(EncoderPool(store, base_models_dir=tmp_path / "base", size=2), use)

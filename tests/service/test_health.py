@@ -1,0 +1,193 @@
+"""Alive, ready, and which of a service's roles run where."""
+
+import contextlib
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+from pydantic import SecretStr
+from redis import Redis
+
+from service.app import create_app
+from service.settings import ServiceSettings
+from storage import teams
+from tests.installation import TINY, Installation, environment_of, running_installation
+from tests.service.edge_server import ask, connect, serving
+
+SECONDS = 20.0
+
+
+def test_a_running_service_is_alive_and_ready(shared: Installation) -> None:
+    assert shared.request("GET", "/healthz", headers={"Authorization": ""}).json() == {"status": "alive"}
+    answer = shared.request("GET", "/readyz", headers={"Authorization": ""})
+    assert answer.status_code == 200
+    assert answer.json() == {"status": "ready", "database": "ok", "queue": "ok", "inference": "ok"}
+
+
+def test_without_its_database_a_service_is_alive_but_not_ready(settings: ServiceSettings) -> None:
+    away = settings.model_copy(update={"database_url": SecretStr("postgresql://nobody@/none?host=/nowhere")})
+    key = _sound_key()
+    with serving(app=create_app(away)) as port:
+        assert ask(port, "GET", "/healthz").status == 200
+        readiness = ask(port, "GET", "/readyz")
+        assert (readiness.status, readiness.json["status"]) == (503, "not ready")
+        assert (readiness.json["database"], readiness.json["inference"]) == ("failing", "ok")
+        assert readiness.headers["retry-after"]
+        refused = ask(port, "GET", "/v1/models", headers={"Authorization": f"Bearer {key}"})
+        assert (refused.status, refused.code) == (503, "service_unavailable")
+        assert refused.headers["retry-after"]
+        assert "/nowhere" not in refused.body.decode()
+        assert ask(port, "GET", "/v1/models").status == 401
+
+
+def test_without_its_queue_a_service_is_ready_and_takes_jobs(installation: Installation, pairs: bytes) -> None:
+    away = installation.settings.model_copy(update={"redis_url": SecretStr("unix:///nowhere/valkey.sock")})
+    with running_installation(away) as without_queue:
+        readiness = without_queue.request("GET", "/readyz")
+        assert (readiness.status_code, readiness.json()["queue"]) == (200, "failing")
+        file_id = without_queue.openai.files.create(file=("rows.jsonl", pairs), purpose="fine-tune").id
+        assert without_queue.create_job(file_id).status == "validating_files"
+    # A service that has its queue again hands over what waited, with the next thing that it hands over.
+    later = installation.upload(pairs, validated=False)
+    with Redis.from_url(installation.settings.required_redis_url) as redis:
+        assert {f"rq:job:validate_file-{name}".encode() for name in (file_id, later)} <= set(redis.keys())
+
+
+def test_an_unmigrated_database_is_not_ready(servers: tuple[str, str], settings: ServiceSettings) -> None:
+    empty = settings.model_copy(update={"database_url": SecretStr(servers[0])})  # the server's own, without tables
+    with serving(app=create_app(empty)) as port:
+        assert ask(port, "GET", "/readyz").json["database"] == "failing"
+
+
+def test_the_api_role_has_no_inference_and_never_imports_torch(settings: ServiceSettings) -> None:
+    program = (
+        "import json, sys\n"
+        "from service.app import create_app\n"
+        "from service.settings import ServiceSettings\n"
+        "paths = list(create_app(ServiceSettings(role='api')).openapi()['paths'])\n"
+        "print(json.dumps([paths, sorted({'torch', 'numpy', 'tokenizers', 'safetensors'} & set(sys.modules))]))\n"
+    )
+    paths, imported = json.loads(
+        subprocess.run(
+            [sys.executable, "-c", program], check=True, stdout=subprocess.PIPE, env=environment_of(settings)
+        ).stdout
+    )
+    assert imported == []
+    assert {"/v1/files", "/v1/fine_tuning/jobs", "/v1/models", "/healthz", "/readyz"} <= set(paths)
+    assert not {"/v1/embeddings", "/v1/similarity"} & set(paths)
+
+
+@pytest.mark.parametrize(
+    ("role", "inference", "there", "not_there"),
+    [
+        ("api", "not here", "/v1/models", "/v1/embeddings"),
+        ("inference", "ok", "/v1/embeddings", "/v1/files"),
+    ],
+)
+def test_a_role_serves_its_own_routes(
+    settings: ServiceSettings, role: str, inference: str, there: str, not_there: str
+) -> None:
+    with running_installation(settings.model_copy(update={"role": role})) as installation:
+        readiness = installation.request("GET", "/readyz")
+        assert (readiness.status_code, readiness.json()["inference"]) == (200, inference)
+        assert there in installation.request("GET", "/openapi.json").json()["paths"]
+        body = {"model": TINY, "input": "a"}
+        assert installation.request("POST", not_there, json=body).json()["error"]["code"] == "not_found"
+
+
+# Load
+
+
+@contextlib.contextmanager
+def _no_forward_pass(installation: Installation) -> Iterator[None]:
+    """Keep the thread of the forward passes busy, so that every text has to wait."""
+    assert installation.service.inference is not None
+    gate = threading.Event()
+    installation.service.inference._forward.submit(gate.wait, SECONDS)
+    try:
+        yield
+    finally:
+        gate.set()
+
+
+def _is_busy(installation: Installation) -> bool:
+    assert installation.service.inference is not None
+    return installation.service.inference._batcher.is_busy
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    """Look again and again; the pause only keeps the looking cheap."""
+    pause = threading.Event()
+    for _ in range(int(SECONDS / 0.01)):
+        if condition():
+            return
+        pause.wait(0.01)
+    pytest.fail("what was waited for did not happen")
+
+
+def _send(installation: Installation, path: str, body: object) -> contextlib.closing:
+    """A request whose answer nobody has read yet."""
+    content = json.dumps(body).encode()
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {installation.key}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    )
+    connection = connect(int(installation.url.rpartition(":")[2]))
+    connection.sendall(head.encode() + content)
+    return contextlib.closing(connection)
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/embeddings", {"input": ["text"] * 100}),
+        ("/v1/similarity", {"query": "text", "documents": ["text"] * 100}),
+    ],
+)
+def test_a_client_that_leaves_frees_its_place_in_the_queue(shared: Installation, path: str, fields: object) -> None:
+    assert shared.request("POST", path, json={"model": TINY, **fields}).status_code == 200
+    with _no_forward_pass(shared):
+        with _send(shared, path, {"model": TINY, **fields}):
+            _until(lambda: _is_busy(shared))
+        _until(lambda: not _is_busy(shared))
+    assert shared.request("POST", path, json={"model": TINY, **fields}).status_code == 200
+
+
+def test_a_service_under_load_refuses_more_but_stays_ready(settings: ServiceSettings) -> None:
+    body = {"model": TINY, "input": ["text"] * 20}
+    with running_installation(settings.model_copy(update={"queued_tokens": 100})) as installation:
+        assert installation.request("POST", "/v1/embeddings", json=body).status_code == 200
+        with _no_forward_pass(installation), _send(installation, "/v1/embeddings", body):
+            _until(lambda: _is_busy(installation))
+            refused = installation.request("POST", "/v1/embeddings", json=body | {"input": ["text"] * 21})
+            assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+            assert float(refused.headers["retry-after"]) > 0
+            assert float(refused.headers["retry-after-ms"]) > 0
+            assert installation.request("GET", "/readyz").status_code == 200
+        _until(lambda: not _is_busy(installation))
+        assert installation.request("POST", "/v1/embeddings", json=body).status_code == 200
+
+
+def test_a_service_whose_forward_pass_hangs_is_not_ready(shared: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.inference.batcher._STUCK_SECONDS", 0.0)
+    with _no_forward_pass(shared), _send(shared, "/v1/embeddings", {"model": TINY, "input": "text"}):
+        _until(lambda: _is_busy(shared))
+        readiness = shared.request("GET", "/readyz")
+        assert (readiness.status_code, readiness.json()["inference"]) == (503, "failing")
+        assert shared.request("GET", "/healthz").status_code == 200
+    _until(lambda: not _is_busy(shared))
+    assert shared.request("GET", "/readyz").status_code == 200
+
+
+@pytest.fixture
+def pairs() -> bytes:
+    return b'{"anchor": "a", "positive": "b"}\n{"anchor": "c", "positive": "d"}\n'
+
+
+def _sound_key() -> str:
+    """A key that its checksum doesn't give away."""
+    secret = "k" * 40
+    return f"lk_{secret}{teams._checksum(secret)}"
