@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -55,7 +56,8 @@ def save(encoder: TextEncoder, folder: Path, *, base_folder: Path, extra_readme:
 
     `base_folder` is what `encoder` was once loaded from: the tokenizer and the weights that are not used here
     (BERT's pooler) come from it unchanged. `folder` must be empty or not exist. `extra_readme` is Markdown
-    that the README ends with. Raises UnsafeFolderError, and NonFiniteWeightsError before anything is written.
+    that the README ends with. Raises UnsafeFolderError, and NonFiniteWeightsError before anything is written;
+    OSError as the file system does.
     """
     check_folder(base_folder)
     weights = _weights(encoder, base_folder)
@@ -84,7 +86,14 @@ def _weights(encoder: TextEncoder, base_folder: Path) -> dict[str, Tensor]:
 
 
 def _write_weights(weights: dict[str, Tensor], path: Path) -> None:
-    save_file(weights, path, metadata={"format": "pt"})
+    try:
+        save_file(weights, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        # A kind of its own also for a full disk, with the system's number in the text only.
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
     # safetensors makes it 0600; the service that reads it may be another user than the worker that wrote it.
     path.chmod(0o644)
 

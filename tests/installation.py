@@ -8,8 +8,9 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,12 @@ class Installation:
     settings: ServiceSettings
     database: Database
     service: ServiceState
+    clients: ExitStack  # open as long as the installation runs
 
-    @property
+    @cached_property
     def openai(self) -> OpenAI:
         """OpenAI's own client, unmodified, which doesn't hide a failure behind a retry."""
-        return OpenAI(base_url=f"{self.url}/v1", api_key=self.key, max_retries=0)
+        return self.clients.enter_context(OpenAI(base_url=f"{self.url}/v1", api_key=self.key, max_retries=0))
 
     def request(self, method: str, path: str, **arguments: Any) -> httpx2.Response:
         """Any request, with the key unless `headers` has another Authorization."""
@@ -142,7 +144,8 @@ def running_installation(settings: ServiceSettings) -> Iterator[Installation]:
     with database.session(teams.DEFAULT_TEAM) as session:
         _, key = teams.create_key(session, "test")
     try:
-        yield Installation(f"http://127.0.0.1:{port}", key, settings, database, application.state.service)
+        with ExitStack() as clients:
+            yield Installation(f"http://127.0.0.1:{port}", key, settings, database, application.state.service, clients)
     finally:
         application.state.service.stopping = True
         server.should_exit = True

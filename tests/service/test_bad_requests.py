@@ -224,3 +224,35 @@ def _assert_refused(
     assert told.error.type == ERROR_CODES[code].type
     assert answer.headers["x-request-id"] == told.request_id
     assert answer.headers["content-type"] == "application/json"
+
+
+JSON = {"Content-Type": "application/json"}
+WRONG_BYTES = [
+    pytest.param(b"{", JSON, 400, "invalid_json", "is not JSON", id="broken JSON"),
+    pytest.param(b"[" * 300 + b"]" * 300, JSON, 400, "json_too_deep", "32 levels", id="300 levels"),
+    pytest.param(b'{"model": "a", "model": "b"}', JSON, 400, "duplicate_key", "twice", id="a key twice"),
+    pytest.param('{"model": "a"}'.encode("utf-16"), JSON, 400, "invalid_unicode", "UTF-8", id="UTF-16"),
+    pytest.param(b"[]", JSON, 400, "invalid_type", "an object", id="an array"),
+    pytest.param(b"", JSON, 400, "missing_parameter", "JSON body", id="nothing"),
+    pytest.param(b"{}", {"Content-Type": "text/plain"}, 415, "unsupported_media_type", "JSON", id="text/plain"),
+    pytest.param(b"{}", JSON | {"Content-Encoding": "gzip"}, 415, "unsupported_encoding", "uncompressed", id="gzip"),
+    pytest.param(b" " * 10_500_000, JSON, 413, "request_too_large", "larger than", id="more than 10 MiB"),
+]
+
+
+@pytest.mark.parametrize("path", [JOBS, "/v1/embeddings", "/v1/similarity"])
+@pytest.mark.parametrize(("content", "headers", "status", "code", "words"), WRONG_BYTES)
+def test_what_is_no_sound_json_is_refused_by_every_route(
+    shared: Installation, path: str, content: bytes, headers: dict[str, str], status: int, code: str, words: str
+) -> None:
+    answer = shared.request("POST", path, content=content, headers=headers)
+    told = ErrorBody.model_validate(answer.json())
+    assert (answer.status_code, told.error.code) == (status, code)
+    assert words in told.error.message
+
+
+def test_a_request_id_is_kept_if_it_is_harmless_and_else_replaced(shared: Installation) -> None:
+    for sent, kept in (("my-id_1.2", True), ("a b", False), ("<script>", False), ("x" * 129, False)):
+        answer = shared.request("GET", "/v1/files/file-0", headers={"X-Request-Id": sent})
+        assert (answer.headers["x-request-id"] == sent) is kept
+        assert answer.json()["request_id"] == answer.headers["x-request-id"]

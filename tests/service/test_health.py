@@ -14,10 +14,10 @@ from redis import Redis
 from service.app import create_app
 from service.settings import ServiceSettings
 from storage import teams
-from tests.installation import TINY, Installation, environment_of, running_installation
+from tests.installation import PAIRS, TINY, Installation, environment_of, running_installation
 from tests.service.edge_server import ask, connect, serving
 
-SECONDS = 20.0
+SECONDS = 15.0
 
 
 def test_a_running_service_is_alive_and_ready(shared: Installation) -> None:
@@ -43,15 +43,15 @@ def test_without_its_database_a_service_is_alive_but_not_ready(settings: Service
         assert ask(port, "GET", "/v1/models").status == 401
 
 
-def test_without_its_queue_a_service_is_ready_and_takes_jobs(installation: Installation, pairs: bytes) -> None:
+def test_without_its_queue_a_service_is_ready_and_takes_jobs(installation: Installation) -> None:
     away = installation.settings.model_copy(update={"redis_url": SecretStr("unix:///nowhere/valkey.sock")})
     with running_installation(away) as without_queue:
         readiness = without_queue.request("GET", "/readyz")
         assert (readiness.status_code, readiness.json()["queue"]) == (200, "failing")
-        file_id = without_queue.openai.files.create(file=("rows.jsonl", pairs), purpose="fine-tune").id
+        file_id = without_queue.openai.files.create(file=("rows.jsonl", b"{}"), purpose="fine-tune").id
         assert without_queue.create_job(file_id).status == "validating_files"
     # A service that has its queue again hands over what waited, with the next thing that it hands over.
-    later = installation.upload(pairs, validated=False)
+    later = installation.upload(PAIRS, validated=False)
     with Redis.from_url(installation.settings.required_redis_url) as redis:
         assert {f"rq:job:validate_file-{name}".encode() for name in (file_id, later)} <= set(redis.keys())
 
@@ -106,7 +106,7 @@ def _no_forward_pass(installation: Installation) -> Iterator[None]:
     """Keep the thread of the forward passes busy, so that every text has to wait."""
     assert installation.service.inference is not None
     gate = threading.Event()
-    installation.service.inference._forward.submit(gate.wait, SECONDS)
+    installation.service.inference._forward.submit(gate.wait, 3 * SECONDS)  # longer than anybody looks
     try:
         yield
     finally:
@@ -171,20 +171,17 @@ def test_a_service_under_load_refuses_more_but_stays_ready(settings: ServiceSett
         assert installation.request("POST", "/v1/embeddings", json=body).status_code == 200
 
 
-def test_a_service_whose_forward_pass_hangs_is_not_ready(shared: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_service_whose_forward_pass_hangs_is_not_ready(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("service.inference.batcher._STUCK_SECONDS", 0.0)
-    with _no_forward_pass(shared), _send(shared, "/v1/embeddings", {"model": TINY, "input": "text"}):
-        _until(lambda: _is_busy(shared))
-        readiness = shared.request("GET", "/readyz")
+    with _no_forward_pass(installation), _send(installation, "/v1/embeddings", {"model": TINY, "input": "text"}):
+        _until(lambda: _is_busy(installation))
+        readiness = installation.request("GET", "/readyz")
         assert (readiness.status_code, readiness.json()["inference"]) == (503, "failing")
-        assert shared.request("GET", "/healthz").status_code == 200
-    _until(lambda: not _is_busy(shared))
-    assert shared.request("GET", "/readyz").status_code == 200
-
-
-@pytest.fixture
-def pairs() -> bytes:
-    return b'{"anchor": "a", "positive": "b"}\n{"anchor": "c", "positive": "d"}\n'
+        assert installation.request("GET", "/healthz").status_code == 200
+    _until(lambda: not _is_busy(installation))
+    assert installation.request("GET", "/readyz").status_code == 200
 
 
 def _sound_key() -> str:

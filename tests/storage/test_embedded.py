@@ -14,7 +14,7 @@ from redis import Redis
 from storage.database import Database
 from storage.embedded import EmbeddedServerError, embedded_servers, start_postgres, start_valkey
 from storage.queue import connect
-from tests.storage.test_processes import await_end, runs
+from tests.processes import await_end, runs
 
 # Starts both servers, tells their pids and waits.
 PARENT = """

@@ -3,12 +3,12 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from storage.processes import is_alive, start_child, stop_child
+from tests.processes import await_end, runs
 
 WAITS = [sys.executable, "-c", "import time; time.sleep(600)"]
 # A parent that starts a child, tells its pid and waits. The child ignores nothing.
@@ -18,21 +18,6 @@ from storage.processes import start_child
 print(start_child([sys.executable, "-c", "import time; time.sleep(600)"]).pid, flush=True)
 time.sleep(600)
 """
-
-
-def runs(pid: int) -> bool:
-    """Whether a process exists and is no zombie, which in a container may wait long for somebody to collect it."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def await_end(*pids: int) -> None:
-    deadline = time.monotonic() + 30
-    while any(runs(pid) for pid in pids):
-        assert time.monotonic() < deadline, f"still there: {[pid for pid in pids if runs(pid)]}"
-        time.sleep(0.02)
 
 
 def test_a_child_ends_when_its_parent_is_killed() -> None:

@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import resource
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sentence_transformers import SentenceTransformer
+from sqlalchemy import select
+
+from storage.artifacts import ArtifactStore
+from storage.tables import Model
+from tests.installation import PAIRS, TINY, Installation
+from tests.workers.following import messages_of
+
+TEXTS = ["the word a", "b said again", "something else, and a good deal longer than the others", "ü"]
+
+
+@pytest.fixture(scope="module")
+def store(shared: Installation) -> ArtifactStore:
+    return ArtifactStore(shared.settings.artifacts_dir)
+
+
+@pytest.fixture(scope="module")
+def trained(shared: Installation, pairs_file: str) -> Any:
+    """A job that has trained three steps, with a validation file."""
+    job = shared.train(shared.create_job(pairs_file, validation_file=shared.upload(PAIRS[:6]), seed=7))
+    assert job.status == "succeeded", job.error
+    return job
+
+
+def model_of(shared: Installation, job: Any) -> Model:
+    with shared.database.session_across_teams() as session:
+        return session.scalars(select(Model).where(Model.job_id == job.id)).one()
+
+
+def published(store: ArtifactStore) -> set[str]:
+    """Everything in the artifact store but the uploaded files."""
+    root = store.model("").parent
+    return {path.name for folder in ("models", "unfinished") for path in (root / folder).iterdir()}
+
+
+@contextmanager
+def no_file_longer_than(size: int) -> Iterator[None]:
+    """What a full disk is to a writer; processes that start meanwhile inherit it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+# --- a job that goes well ---
+
+
+def test_what_is_published_opens_in_sentence_transformers_with_the_same_vectors(
+    shared: Installation, store: ArtifactStore, trained: Any
+) -> None:
+    folder = store.verify_model(model_of(shared, trained).artifact)
+    theirs = SentenceTransformer(str(folder), device="cpu").encode(TEXTS)
+
+    answer = shared.openai.embeddings.create(model=trained.fine_tuned_model, input=TEXTS)
+    ours = np.array([entry.embedding for entry in answer.data])
+
+    assert np.linalg.norm(ours, axis=1) == pytest.approx(1.0, abs=1e-5)
+    assert (ours * theirs).sum(axis=1) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_training_changes_the_vectors(shared: Installation, trained: Any) -> None:
+    base, tuned = (
+        np.array([entry.embedding for entry in shared.openai.embeddings.create(model=model, input=TEXTS).data])
+        for model in (TINY, trained.fine_tuned_model)
+    )
+
+    assert np.abs(base - tuned).max() > 1e-4
+
+
+def test_the_models_row_says_what_it_is_made_of(shared: Installation, store: ArtifactStore, trained: Any) -> None:
+    row = model_of(shared, trained)
+
+    assert (row.base_model, row.dimension, row.max_seq_length) == (TINY, 32, 48)
+    assert row.training_file == trained.training_file
+    assert trained.trained_tokens > 0
+
+
+def test_events_tell_what_was_done_in_order(shared: Installation, trained: Any) -> None:
+    messages = messages_of(shared, trained.id)
+
+    read = [message for message in messages if message.startswith("Read ")]
+    assert read == ["Read 20 rows with 40 different texts", "Read 6 rows with 12 different texts"]
+    assert f"Training {TINY} on cpu: 3 steps" in messages
+    validation = messages[-2]
+    assert validation.startswith("Validation loss: ")
+    assert "before training" in validation
+    assert messages[-1] == f"New fine-tuned model created: {trained.fine_tuned_model}"
+
+
+def test_every_step_is_measured(shared: Installation, trained: Any) -> None:
+    metrics = shared.request("GET", f"/v1/fine_tuning/jobs/{trained.id}/metrics").json()
+
+    assert [step["step"] for step in metrics["data"]] == [1, 2, 3]
+    assert metrics["summary"]["steps"] == 3
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_gives_others(
+    shared: Installation, pairs_file: str, trained: Any
+) -> None:
+    again, other = (shared.train(shared.create_job(pairs_file, seed=seed)) for seed in (7, 8))
+
+    weights = [model_of(shared, job).weights_sha256 for job in (trained, again, other)]
+    assert weights[0] == weights[1] != weights[2]
+
+
+def test_a_tuned_model_can_be_tuned_further_and_keeps_its_base(
+    shared: Installation, store: ArtifactStore, pairs_file: str, trained: Any
+) -> None:
+    further = shared.train(shared.create_job(pairs_file, model=trained.fine_tuned_model))
+
+    assert further.status == "succeeded", further.error
+    row = model_of(shared, further)
+    assert row.base_model == TINY
+    assert row.id.startswith(f"ft:{TINY}:")
+    assert row.weights_sha256 != model_of(shared, trained).weights_sha256
+    store.verify_model(row.artifact)
+
+
+# --- a job that fails, with a reason ---
+
+
+def test_a_learning_rate_that_is_far_too_high_is_a_failure_that_says_what_to_try(
+    shared: Installation, store: ArtifactStore, pairs_file: str
+) -> None:
+    before = published(store)
+    job = shared.create_job(
+        pairs_file, max_steps=200, hyperparameters={"learning_rate": 1e30, "n_epochs": 100, "warmup_ratio": 0.0}
+    )
+
+    failed = shared.train(job)
+
+    assert failed.status == "failed"
+    assert failed.error.code == "non_finite_loss"
+    assert " at step " in failed.error.message
+    assert "Try a tenth of the learning rate" in failed.error.message
+    steps = shared.request("GET", f"/v1/fine_tuning/jobs/{job.id}/metrics").json()["data"]
+    assert f"at step {len(steps) + 1} of" in failed.error.message, "the steps before it are there to be looked at"
+    assert published(store) == before
+
+
+def test_a_training_file_whose_bytes_are_gone_is_named(shared: Installation, store: ArtifactStore) -> None:
+    file_id = shared.upload(PAIRS)
+    job = shared.create_job(file_id)
+    store.delete_file(file_id)
+
+    failed = shared.train(job)
+
+    assert (failed.status, failed.error.code) == ("failed", "training_file_missing")
+    assert file_id in failed.error.message
+
+
+def test_a_tuned_model_whose_bytes_were_altered_is_not_trained_on(
+    shared: Installation, store: ArtifactStore, pairs_file: str, trained: Any
+) -> None:
+    tuned = shared.train(shared.create_job(pairs_file))
+    weights = store.model(model_of(shared, tuned).artifact) / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+
+    failed = shared.train(shared.create_job(pairs_file, model=tuned.fine_tuned_model))
+
+    assert (failed.status, failed.error.code) == ("failed", "artifact_corrupt")
+    assert "model.safetensors" in failed.error.message
+
+
+def test_base_weights_that_are_damaged_are_a_failure_with_a_reason(
+    shared: Installation, base_models_dir: Path, pairs_file: str
+) -> None:
+    damaged = base_models_dir / "tiny" / "damaged"
+    shutil.copytree(base_models_dir / TINY, damaged)
+    try:
+        job = shared.create_job(pairs_file, model="tiny/damaged")
+        weights = damaged / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:1000])
+
+        failed = shared.train(job)
+    finally:
+        shutil.rmtree(damaged)
+
+    assert (failed.status, failed.error.code) == ("failed", "weights_unavailable")
+    assert "model.safetensors" in failed.error.message
+
+
+def test_a_disk_that_fills_up_while_the_model_is_saved_is_a_failure_that_leaves_nothing(
+    shared: Installation, store: ArtifactStore, pairs_file: str
+) -> None:
+    before = published(store)
+    job = shared.create_job(pairs_file)
+
+    with no_file_longer_than(1_000_000):
+        failed = shared.train(job)
+
+    assert (failed.status, failed.error.code) == ("failed", "disk_full")
+    assert "Free space" in failed.error.message
+    assert published(store) == before
