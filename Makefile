@@ -22,7 +22,7 @@ demo: $(INSTALLED) ## See the whole thing work, on real data, in a few minutes
 	@$(BIN)/likeness demo
 
 test: $(INSTALLED) lint ## Lint, check types and import contracts, run all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED) ## Lint, formatting, types, import contracts
 	$(BIN)/ruff check .

@@ -160,7 +160,8 @@ class StepMetrics(ResponseModel):
     step: int
     loss: float
     learning_rate: float
-    grad_norm: float
+    grad_norm: float = Field(description="Of all gradients together, before clipping.")
+    seconds: float = Field(description="Of the step itself: no loading, saving or reporting.")
     pairs_per_second: float = Field(description="Rows of the batch over the step's own seconds.")
     tokens_per_second: float
     positive_cosine: float | None = None

@@ -3,10 +3,13 @@
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
+import structlog
 from pydantic import SecretStr
 from redis import Redis
 
@@ -25,6 +28,9 @@ from tests.installation import (
     url_of_database,
 )
 
+#: Under xdist, in the process that starts the others: where their servers are.
+_servers_of_run: tuple[str, str] | None = None
+
 # Durability costs most of a test's time and protects nothing here: the directory goes with the run.
 _FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 
@@ -32,14 +38,43 @@ _FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 @pytest.fixture(scope="session", autouse=True)
 def _environment() -> None:
     # A developer's own settings must not reach a test, nor a test another's servers.
+    # Lines of requests that end after a test's output was taken would land in the report.
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(file=Path(os.devnull).open("w")))
     for name in list(os.environ):
         if name.startswith("LIKENESS_") or name in ("DATABASE_URL", "REDIS_URL"):
             del os.environ[name]
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Under xdist: start the servers once, before the first of its processes, and tell each where they are."""
+    if _servers_of_run is None:
+        _start_for_run(node.config)
+    node.workerinput["servers"] = _servers_of_run
+
+
+def _start_for_run(config: pytest.Config) -> None:
+    global _servers_of_run
+    running = ExitStack()
+    config.add_cleanup(running.close)
+    _servers_of_run = running.enter_context(_running_servers())
+
+
 @pytest.fixture(scope="session")
-def servers() -> Iterator[tuple[str, str]]:
+def servers(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
     """The URLs of PostgreSQL and Valkey."""
+    told = getattr(request.config, "workerinput", None)
+    if told is None:
+        with _running_servers() as urls:
+            yield urls
+        return
+    # The tests of one process empty their Valkey, so each process has a database there of its own.
+    database_url, redis_url = told["servers"]
+    yield database_url, redis_url.replace("db=0", f"db={told['workerid'].removeprefix('gw')}")
+
+
+@contextmanager
+def _running_servers() -> Iterator[tuple[str, str]]:
     # Not below pytest's own directory: every run makes that one private again, and as root PostgreSQL is another user.
     with (
         tempfile.TemporaryDirectory(prefix="likeness-", ignore_cleanup_errors=True) as directory,
@@ -71,7 +106,7 @@ def database(database_url: str) -> Iterator[Database]:
 def redis_url(servers: tuple[str, str]) -> str:
     """An empty Valkey."""
     with Redis.from_url(servers[1]) as redis:
-        redis.flushall()
+        redis.flushdb()
     return servers[1]
 
 

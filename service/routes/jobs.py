@@ -180,13 +180,14 @@ def _news(state: ServiceState, caller: Caller, job_id: str, seq: int) -> tuple[l
 
 
 def _summary(steps: Sequence[StepMetrics]) -> MetricsSummary:
-    """Rates over all steps: the harmonic mean, since each step's rate is its rows over its own seconds."""
-    if not steps:
-        return MetricsSummary(steps=0)
+    """Rates over all steps together: what was trained on over the seconds it took."""
+    seconds = sum(step.seconds for step in steps)
+    if seconds == 0:
+        return MetricsSummary(steps=len(steps))
     return MetricsSummary(
         steps=len(steps),
-        pairs_per_second=len(steps) / sum(1 / step.pairs_per_second for step in steps),
-        tokens_per_second=len(steps) / sum(1 / step.tokens_per_second for step in steps),
+        pairs_per_second=sum(step.pairs_per_second * step.seconds for step in steps) / seconds,
+        tokens_per_second=sum(step.tokens_per_second * step.seconds for step in steps) / seconds,
     )
 
 

@@ -6,7 +6,7 @@ from api_schemas.errors import LikenessError
 from api_schemas.models import Model
 from api_schemas.pages import Deleted, Page
 from service.keys import CallerDep
-from service.model_names import base_models, find_model
+from service.model_names import NamedModel, base_models, find_model
 from service.routes.paging import page_of
 from service.state import StateDep
 from service.strict_route import StrictRoute
@@ -23,7 +23,8 @@ def list_models(caller: CallerDep, state: StateDep) -> Page[Model]:
     """The team's tuned models, newest first, then the base models of this installation."""
     with state.database.session(caller.team_id) as session:
         tuned = [_tuned(row) for row in models.list_models(session)]
-    listed = [*tuned, *(_base(name, state) for name in base_models(state.settings.base_models_dir))]
+    bases = base_models(state.settings.base_models_dir).values()
+    listed = [*tuned, *map(_base, bases)]
     return page_of(listed, [model.id for model in listed], has_more=False)
 
 
@@ -34,8 +35,7 @@ def get_model(model: str, caller: CallerDep, state: StateDep) -> Model:
         row = models.find(session, model)
         if row is not None:
             return _tuned(row)
-        find_model(session, state.settings, model)
-    return _base(model, state)
+        return _base(find_model(session, state.settings, model))
 
 
 @router.delete("/{model:path}")
@@ -49,14 +49,13 @@ def delete_model(model: str, caller: CallerDep, state: StateDep) -> Deleted:
     return Deleted(id=model, object="model")
 
 
-def _base(name: str, state: StateDep) -> Model:
-    base = base_models(state.settings.base_models_dir)[name]
+def _base(base: NamedModel) -> Model:
     return Model(
-        id=name,
+        id=base.name,
         created=_NO_TIME,
         owned_by="likeness",
         kind="base",
-        base_model=name,
+        base_model=base.name,
         dimension=base.dimension,
         max_seq_length=base.max_seq_length,
         weights_sha256=base.weights_sha256,

@@ -17,7 +17,7 @@ def shared(
 ) -> Iterator[Installation]:
     """A running API with the inference role."""
     with Redis.from_url(servers[1]) as redis:
-        redis.flushall()
+        redis.flushdb()
     with own_database(servers[0]) as database_url, pytest.MonkeyPatch.context() as environment:
         settings = ServiceSettings(
             database_url=SecretStr(database_url),

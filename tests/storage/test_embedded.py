@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 from redis import Redis
 
 from storage.database import Database
-from storage.embedded import EmbeddedServerError, embedded_servers, start_postgres, start_valkey
+from storage.embedded import EmbeddedServerError, _socket_directory, embedded_servers, start_postgres, start_valkey
 from storage.queue import connect
 from tests.processes import await_end, runs
 
@@ -31,7 +32,9 @@ with embedded_servers(Path(sys.argv[1])) as servers:
 def directory() -> Iterator[Path]:
     """A data directory with every character a URL could trip over, below a path too long for a socket."""
     with tempfile.TemporaryDirectory(prefix="likeness-", ignore_cleanup_errors=True) as parent:
-        yield Path(parent) / ("data of ü & #1 100%25?" + "x" * 100)
+        directory = Path(parent) / ("data of ü & #1 100%25?" + "x" * 100)
+        yield directory
+        shutil.rmtree(_socket_directory(directory, user=None))
 
 
 @pytest.fixture(scope="module")

@@ -139,7 +139,7 @@ def test_a_waiting_task_is_alive_until_the_queue_loses_it(redis: Redis) -> None:
     redis.lpop("rq:queue:gpu")  # taken by a worker that died before it said so
     assert not queue.is_alive(redis, queue.TRAIN, arguments)
 
-    redis.flushall()
+    redis.flushdb()
     assert not queue.is_alive(redis, queue.TRAIN, arguments)
 
 

@@ -45,7 +45,7 @@ def test_what_an_emptied_valkey_lost_is_enqueued_again(
 ) -> None:
     job_id, file_id = add_job(database), add_file(database, verdict=None)
     queue.dispatch(database, redis)
-    redis.flushall()
+    redis.flushdb()
 
     reconciler.tick()
 
@@ -68,7 +68,7 @@ def test_a_job_that_is_not_queued_is_not_enqueued(
 ) -> None:
     add_job(database, state)
     queue.dispatch(database, redis)
-    redis.flushall()
+    redis.flushdb()
 
     reconciler.tick()
 

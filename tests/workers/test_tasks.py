@@ -9,10 +9,12 @@ from contextlib import contextmanager
 import pytest
 
 from storage.artifacts import ArtifactStore
+from storage.database import Database
 from tests.installation import PAIRS, Installation
 from tests.processes import pids_with
+from tests.storage.rows import add_job, events_of, job_of
 from tests.workers.following import long_job, messages_of, status_of, until_training
-from workers import tasks
+from workers import exit_codes, tasks
 
 
 @contextmanager
@@ -167,3 +169,37 @@ def test_a_file_whose_bytes_are_gone_is_an_error_and_not_tried_for_ever(installa
     file = installation.openai.files.retrieve(file_id)
     assert file.status == "error"
     assert "upload it again" in file.status_details
+
+
+# --- what the training process' end says about the job ---
+
+
+@pytest.mark.parametrize(
+    ("code", "state", "crashes", "says"),
+    [
+        (exit_codes.INTERRUPTED, "queued", 0, "shutting down"),
+        (exit_codes.DATABASE_AWAY, "queued", 0, "PostgreSQL was away"),
+        (-signal.SIGSEGV, "queued", 1, "killed by SIGSEGV"),
+        (1, "failed", 0, "exit code 1"),
+        (exit_codes.STALE, "running", 0, "Training started"),
+    ],
+)
+def test_the_end_of_the_training_process_settles_the_job(
+    database: Database, code: int, state: str, crashes: int, says: str
+) -> None:
+    job_id = add_job(database, "running")
+
+    tasks._settle(database, job_id, 1, code, stopping=False)
+
+    job = job_of(database, job_id)
+    assert (job.state, job.crashes) == (state, crashes)
+    assert says in events_of(database, job_id)[-1].message
+
+
+@pytest.mark.parametrize("code", [exit_codes.RECORDED, exit_codes.INTERRUPTED, -signal.SIGKILL, 1])
+def test_a_job_that_has_ended_is_left_as_it_is(database: Database, code: int) -> None:
+    job_id = add_job(database, "succeeded")
+
+    tasks._settle(database, job_id, 1, code, stopping=False)
+
+    assert job_of(database, job_id).state == "succeeded"

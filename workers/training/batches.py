@@ -34,6 +34,10 @@ MIN_LABEL_BATCH = 4
 _SHORT_BATCHES_PER_EPOCH = 16
 
 
+class NoBatchError(ValueError):
+    """The rows and the batch size make no batch; the message says which of the two to change."""
+
+
 @dataclass(frozen=True, eq=False)
 class Batch:
     """What one step encodes and contrasts."""
@@ -50,7 +54,7 @@ class Batches:
     than m) have fewer. What would have no positive or no negative, such as the one row left over of an odd
     number, is left out for that epoch; every other row occurs once (borrowed ones twice).
 
-    Raises ValueError if the batch size is below 2 (MIN_LABEL_BATCH for labels) or no batch can be formed.
+    Raises NoBatchError if the batch size is below 2 (MIN_LABEL_BATCH for labels) or no batch can be formed.
     """
 
     def __init__(
@@ -58,7 +62,7 @@ class Batches:
     ) -> None:
         smallest = 2 if isinstance(dataset, PairDataset) else MIN_LABEL_BATCH
         if batch_size < smallest:
-            raise ValueError(f"batch_size must be at least {smallest} for this file, not {batch_size}.")
+            raise NoBatchError(f"batch_size must be at least {smallest} for this file, not {batch_size}.")
         self._dataset = dataset
         self._batch_size = batch_size
         self._seed = seed
@@ -67,7 +71,7 @@ class Batches:
         # a few µs a row and epoch.
         self.total_steps = sum(1 for _ in islice(self._all(), max_steps))
         if self.total_steps == 0:
-            raise ValueError("No batch can be formed: all rows share their texts or their label.")
+            raise NoBatchError("No batch can be formed: all rows share their texts or their label.")
 
     def starting_at(self, step: int) -> Iterator[Batch]:
         """The batches of steps `step`, `step` + 1, … up to total_steps − 1."""

@@ -80,7 +80,7 @@ class Recorder:
 
 
 def _metrics(report: StepReport) -> dict[str, Any]:
-    left_out = {"total_steps", "seconds", "trained_tokens"}
+    left_out = {"total_steps", "trained_tokens"}
     return {name: value for name, value in asdict(report).items() if name not in left_out}
 
 

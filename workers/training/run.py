@@ -17,7 +17,7 @@ from api_schemas.jobs import Method
 from encoders import export, registry
 from encoders.errors import EncoderError
 from encoders.text import TextEncoder
-from storage import jobs, models
+from storage import files, jobs, models
 from storage.artifacts import ArtifactStore, sha256
 from storage.database import Database
 from storage.logs import configure_logging
@@ -26,8 +26,9 @@ from storage.tables import Job
 from workers import exit_codes
 from workers.patience import patiently
 from workers.training import datasets, evaluation
+from workers.training.batches import NoBatchError
 from workers.training.config import TrainingConfig
-from workers.training.losses import NTXentLoss
+from workers.training.losses import NonFiniteEmbeddingsError
 from workers.training.recorder import Attempt, Recorder
 from workers.training.tokens import TokenizedDataset, tokenize
 from workers.training.trainer import (
@@ -35,6 +36,7 @@ from workers.training.trainer import (
     OutOfMemoryInTraining,
     Trainer,
     TrainingInterrupted,
+    explaining_lack_of_memory,
 )
 
 log = structlog.get_logger("likeness.training")
@@ -89,8 +91,11 @@ def _with_known_ends(run: "_Run") -> int:
         run.fail("file_invalid", str(error))
     except FileNotFoundError as error:
         run.fail("training_file_missing", f"A file of this job is gone from the artifact store: {error.filename}")
-    except ValueError as error:
+    except NoBatchError as error:
         run.fail("invalid_value", str(error))
+    except NonFiniteEmbeddingsError as error:
+        # Training names its own step; this is the validation file under weights that are no good.
+        run.fail("non_finite_loss", f"The validation loss can't be taken: {error}. Try a tenth of the learning rate.")
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
@@ -118,10 +123,10 @@ class _Run:
         training = self._tokens(job.training_file, encoder, config)
         validation = self._tokens(job.validation_file, encoder, config) if job.validation_file else None
         trainer = Trainer(encoder, training, config)
-        before = self._validation_loss(encoder, validation, config)
+        before = _validation_loss(trainer, validation)
         self._recorder.say(f"Training {job.model} on {encoder.device}: {trainer.total_steps} steps")
         trainer.run(on_step=self._recorder.step, should_stop=self._stop)
-        self._compare(before, self._validation_loss(encoder, validation, config))
+        self._compare(before, _validation_loss(trainer, validation))
         self._publish(job, encoder, base_model, folder, trainer.trained_tokens)
 
     def fail(self, code: str, message: str) -> None:
@@ -155,19 +160,22 @@ class _Run:
         return job.model, folder
 
     def _tokens(self, file_id: str, encoder: TextEncoder, config: TrainingConfig) -> TokenizedDataset:
-        dataset = datasets.load(self._artifacts.file(file_id))
+        dataset = datasets.load(self._verified(file_id))
         tokens = tokenize(dataset, encoder, max_seq_length=config.max_seq_length)
         cut = f", {tokens.truncated} of them cut to {config.max_seq_length} tokens" if tokens.truncated else ""
         self._recorder.say(f"Read {len(dataset)} rows with {len(dataset.texts)} different texts{cut}")
         return tokens
 
-    def _validation_loss(
-        self, encoder: TextEncoder, tokens: TokenizedDataset | None, config: TrainingConfig
-    ) -> float | None:
-        if tokens is None:
-            return None
-        loss = NTXentLoss(config.temperature)
-        return evaluation.validation_loss(encoder, tokens, loss, batch_size=config.batch_size, seed=config.seed)
+    def _verified(self, file_id: str) -> Path:
+        """Where the file's bytes lie, if they are still those that were sent."""
+        with self._database.session_across_teams() as session:
+            promised = files.get(session, file_id).sha256
+        path = self._artifacts.file(file_id)
+        if sha256(path) != promised:
+            raise LikenessError(
+                "artifact_corrupt", f"The stored bytes of {file_id} differ from those uploaded; upload the file again."
+            )
+        return path
 
     def _compare(self, before: float | None, after: float | None) -> None:
         if before is not None and after is not None:
@@ -203,6 +211,17 @@ class _Run:
                 return models.is_registered(session, name)
 
         return patiently(read)
+
+
+def _validation_loss(trainer: Trainer, tokens: TokenizedDataset | None) -> float | None:
+    """The loss of training, in batches of its size, on rows that it doesn't train on."""
+    if tokens is None:
+        return None
+    config = trainer.config
+    with explaining_lack_of_memory(config, "Taking the validation loss"):
+        return evaluation.validation_loss(
+            trainer.encoder, tokens, trainer.loss, batch_size=config.batch_size, seed=config.seed
+        )
 
 
 if __name__ == "__main__":
