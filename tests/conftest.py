@@ -37,9 +37,9 @@ _FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 
 @pytest.fixture(scope="session", autouse=True)
 def _environment() -> None:
-    # A developer's own settings must not reach a test, nor a test another's servers.
     # Lines of requests that end after a test's output was taken would land in the report.
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(file=Path(os.devnull).open("w")))
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
+    # A developer's own settings must not reach a test, nor a test another's servers.
     for name in list(os.environ):
         if name.startswith("LIKENESS_") or name in ("DATABASE_URL", "REDIS_URL"):
             del os.environ[name]

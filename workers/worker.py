@@ -68,7 +68,7 @@ class ListedTask(Job):
         """A message by its id. Raises NoSuchJobError also for one that can't be read, which RQ then passes over."""
         try:
             return super().fetch(id, connection=connection, serializer=serializer)
-        except (NoSuchJobError, RedisConnectionError, RedisTimeoutError):
+        except (NoSuchJobError, StopRequested, RedisConnectionError, RedisTimeoutError):
             raise
         except Exception as error:  # whatever strangers' bytes do to RQ's reader, the worker goes on
             log.warning("message_dropped", message=id, reason=type(error).__name__)
@@ -136,7 +136,7 @@ class LikenessWorker(Worker):
         """RQ's tidying up in Valkey, which reads strangers' bytes and must not end the worker."""
         try:
             super().run_maintenance_tasks()  # type: ignore[no-untyped-call]
-        except (RedisConnectionError, RedisTimeoutError):
+        except (StopRequested, RedisConnectionError, RedisTimeoutError):
             raise
         except Exception as error:  # noqa: BLE001 — as in ListedTask.fetch
             log.warning("tidying_failed", reason=type(error).__name__)
