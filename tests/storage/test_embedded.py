@@ -87,6 +87,16 @@ def test_a_directory_with_odd_characters_and_room_for_the_socket_works(short_dir
         valkey.stop()
 
 
+def test_a_relative_directory_is_one_of_the_process_that_starts_the_servers(
+    short_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(short_directory)
+    with embedded_servers(Path("beside")) as (postgres, valkey):
+        remember(postgres.url, valkey.url)
+    assert (short_directory / "beside" / "postgres" / "PG_VERSION").exists()
+    assert (short_directory / "beside" / "valkey" / "appendonlydir").exists()
+
+
 def test_valkey_keeps_every_write_and_evicts_nothing(short_directory: Path) -> None:
     valkey = start_valkey(short_directory)
     try:
