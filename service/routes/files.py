@@ -55,8 +55,7 @@ async def create_file(request: Request, caller: CallerDep, state: StateDep) -> F
     try:
         _check(form)
         return await run_in_threadpool(_register, state, caller, file_id, form, stored)
-    except BaseException:
-        # Bytes without a row would never be found again.
+    except BaseException:  # whatever it is: bytes without a row would never be found again
         state.artifacts.delete_file(file_id)
         raise
 

@@ -7,8 +7,7 @@ import socket
 import stat
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from openai import OpenAI
 
 from service.up import is_ready as api_is_ready
 from tests.installation import PAIRS, TINY, processes_of
+from tests.processes import until
 
 # What may pass before something that must happen is declared not to.
 DEADLINE_SECONDS = 120.0
@@ -31,22 +31,12 @@ def likeness_up(data_dir: Path, base_models_dir: Path) -> Iterator[subprocess.Po
     with (data_dir.parent / "up.log").open("ab") as log:
         process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
     try:
-        ready = f"pid {process.pid}"
-        until(lambda: process.poll() is not None or is_ready(data_dir), ready)
+        until(lambda: process.poll() is not None or is_ready(data_dir))
         assert process.poll() is None, (data_dir.parent / "up.log").read_text()
         yield process
     finally:
         process.kill()
         process.wait()
-
-
-def until(happens: Callable[[], Any], what: str) -> Any:
-    """Look until something is true, and return it."""
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not (result := happens()):
-        assert time.monotonic() < deadline, f"{what} did not happen"
-        time.sleep(0.05)
-    return result
 
 
 def is_ready(data_dir: Path) -> bool:
@@ -90,12 +80,12 @@ def test_a_stop_in_the_middle_of_a_training_loses_nothing(tmp_path: Path, base_m
         openai = client(data_dir)
         file_id = upload(openai)
         finished = start_job(openai, file_id, max_steps=2)
-        until(lambda: status_of(openai, finished.id) == "succeeded", "the short job's end")
+        until(lambda: status_of(openai, finished.id) == "succeeded")
         model = openai.fine_tuning.jobs.retrieve(finished.id).fine_tuned_model
         assert model is not None
         before = openai.embeddings.create(model=model, input="kept").data[0].embedding
         unfinished = start_job(openai, file_id, max_steps=2000)
-        until(lambda: openai.fine_tuning.jobs.retrieve(unfinished.id).to_dict()["progress"], "a first step")
+        until(lambda: openai.fine_tuning.jobs.retrieve(unfinished.id).to_dict()["progress"])
         stop(process, data_dir)
 
     with likeness_up(data_dir, base_models_dir) as process:
@@ -108,7 +98,7 @@ def test_a_stop_in_the_middle_of_a_training_loses_nothing(tmp_path: Path, base_m
         assert (job.status, job.to_dict()["attempt"]) in [("queued", 2), ("running", 2)]
         messages = [event.message for event in openai.fine_tuning.jobs.list_events(unfinished.id, limit=100)]
         assert any("shutting down" in message for message in messages)
-        until(lambda: status_of(openai, unfinished.id) == "running", "the second attempt")
+        until(lambda: status_of(openai, unfinished.id) == "running")
         assert openai.fine_tuning.jobs.cancel(unfinished.id).status == "cancelled"
         stop(process, data_dir)
 
@@ -140,11 +130,11 @@ def test_children_that_die_are_started_again_and_none_outlives_a_killed_parent(
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         api = next(pid for pid in children.read_text().split() if "service.serve" in command_of(pid))
         os.kill(int(api), signal.SIGKILL)
-        until(lambda: not Path(f"/proc/{api}").exists(), "the API's death")
-        until(lambda: is_ready(data_dir), "the API's return")
+        until(lambda: not Path(f"/proc/{api}").exists())
+        until(lambda: is_ready(data_dir))
         process.kill()
         process.wait()
-        until(lambda: processes_of(data_dir) == [], "the end of every child")
+        until(lambda: processes_of(data_dir) == [])
 
 
 def test_a_port_that_is_taken_is_told_before_anything_starts(tmp_path: Path, taken_port: int) -> None:
