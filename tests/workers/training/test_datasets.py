@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from api_schemas.errors import ERROR_CODES
 from api_schemas.files import MAX_LISTED_ERRORS, MAX_ROW_BYTES
 from workers.training.datasets import DatasetError, FileReport, LabelDataset, PairDataset, load, validate
+from workers.training.rows import parse_row
 
 PAIR = '{"anchor": "a", "positive": "b"}'
 OTHER_PAIR = '{"anchor": "c", "positive": "d"}'
@@ -222,7 +223,8 @@ def test_names_of_fields_are_shown_short_and_printable(path):
 
 
 def test_every_code_is_in_the_table(path):
-    source = Path(sys.modules[validate.__module__].__file__).read_text(encoding="utf-8")
+    modules = [sys.modules[member.__module__] for member in (validate, parse_row)]
+    source = "".join(Path(module.__file__).read_text(encoding="utf-8") for module in modules)
     used = {code for code in ERROR_CODES if f'"{code}"' in source}
     rows_and_files = {code for code in ERROR_CODES if code.startswith("row_")}
     whole = {"empty_file", "invalid_utf8", "too_few_pairs", "no_positives", "single_label"}
