@@ -23,7 +23,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from encoders.text import TextEncoder
 from workers.training.batches import Batch, Batches
 from workers.training.config import TrainingConfig
-from workers.training.losses import NonFiniteEmbeddingsError, NTXentLoss, NTXentResult
+from workers.training.losses import LossStatistics, NonFiniteEmbeddingsError, NTXentLoss
 from workers.training.tokens import TokenizedDataset
 
 
@@ -157,7 +157,7 @@ class Trainer:
             group["lr"] = rate
         return rate
 
-    def _forward(self, tokens: list[np.ndarray], batch: Batch) -> NTXentResult:
+    def _forward(self, tokens: list[np.ndarray], batch: Batch) -> LossStatistics:
         try:
             return self.loss.with_statistics(self.encoder(tokens), torch.from_numpy(batch.labels))
         except NonFiniteEmbeddingsError as error:
