@@ -2,11 +2,14 @@
 
 from typing import Literal, TypeVar
 
-from api_schemas.jobs import Method, OpenAIHyperparameters
+from api_schemas.jobs import ContrastiveLoss, Method, OpenAIHyperparameters
 
-Value = TypeVar("Value", int, float)
+Value = TypeVar("Value")
 
+#: Also where a learnable temperature starts.
 TEMPERATURE = 0.05
+#: How each loss was published.
+REDUCTIONS: dict[str, Literal["pair", "anchor"]] = {"ntxent": "pair", "supcon": "anchor"}
 LEARNING_RATE = 5e-5
 BATCH_SIZE = 64
 #: Two labels of two texts each: less holds no positive and negative at once for labelled texts.
@@ -36,8 +39,7 @@ def resolve(method: Method, openai: OpenAIHyperparameters | None, *, rows: int, 
             "max_seq_length": min(_first(asked.max_seq_length, max_seq_length), max_seq_length),
         }
     )
-    loss = method.contrastive.loss
-    loss = loss.model_copy(update={"temperature": _first(loss.temperature, TEMPERATURE)})
+    loss = _resolved_loss(method.contrastive.loss)
     contrastive = method.contrastive.model_copy(update={"loss": loss, "hyperparameters": hyperparameters})
     return method.model_copy(update={"contrastive": contrastive})
 
@@ -50,6 +52,15 @@ def openai_view(method: Method, openai: OpenAIHyperparameters | None) -> dict[st
         "batch_size": hyperparameters.batch_size,
         "learning_rate_multiplier": openai.learning_rate_multiplier if openai else "auto",
     }
+
+
+def _resolved_loss(loss: ContrastiveLoss) -> ContrastiveLoss:
+    return loss.model_copy(
+        update={
+            "temperature": TEMPERATURE if loss.temperature == "auto" else loss.temperature,
+            "reduction": _first(loss.reduction, REDUCTIONS[loss.name]),
+        }
+    )
 
 
 def _first(*choices: Value | Literal["auto"]) -> Value:

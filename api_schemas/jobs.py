@@ -2,7 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
+from pydantic_core import PydanticCustomError
+from pydantic_core.core_schema import ValidationInfo
 
 from api_schemas.base import Auto, PrintableStr, RequestModel, ResponseModel
 from api_schemas.errors import ErrorDetail
@@ -13,12 +15,40 @@ ENDED: frozenset[JobStatus] = frozenset({"succeeded", "failed", "cancelled"})
 
 
 class ContrastiveLoss(RequestModel):
-    """The loss that says what alike means. Cosine similarity; normalisation is inside."""
+    """The loss that says what alike means. Cosine similarity; normalisation is inside. See docs/loss.md."""
 
-    name: Literal["ntxent"] = "ntxent"
-    temperature: Annotated[float, Field(gt=0, le=10)] | Auto = Field(
-        default="auto", description="Divides the cosines; smaller looks harder at the nearest negatives."
+    name: Literal["ntxent", "supcon"] = Field(
+        default="ntxent",
+        description="Whether an anchor's other positives are left out of the denominator (ntxent) or not (supcon). "
+        "With one positive for each anchor, as in files of pairs, the two are one.",
     )
+    temperature: Annotated[float, Field(gt=0, le=10)] | Literal["learnable", "auto"] = Field(
+        default="auto",
+        description="Divides the cosines; smaller looks harder at the nearest negatives. learnable: trained with the "
+        "weights, within 0.01 and 1.",
+    )
+    reduction: Literal["pair", "anchor", "class"] | Auto = Field(
+        default="auto",
+        description="What counts the same: each pair, each anchor or each label; auto: pair for ntxent, anchor for "
+        "supcon.",
+    )
+    symmetric: bool | None = Field(
+        default=None,
+        description="For files of pairs. null: every text of a batch is compared with every other. false: anchors are "
+        "compared with positives only, as queries with documents. true: and positives with anchors.",
+    )
+    memory_size: Annotated[int, Field(ge=0, le=2**20)] = Field(
+        default=0,
+        description="How many texts of the steps before serve as further negatives and positives, once the learning "
+        "rate has risen. Only with symmetric: null.",
+    )
+
+    @field_validator("memory_size")
+    @classmethod
+    def _one_direction_only(cls, size: int, info: ValidationInfo) -> int:
+        if size and info.data.get("symmetric") is not None:
+            raise PydanticCustomError("memory_is_not_asked", "must be 0 unless symmetric is null")
+        return size
 
 
 class ContrastiveHyperparameters(RequestModel):
@@ -164,8 +194,10 @@ class StepMetrics(ResponseModel):
     seconds: float = Field(description="Of the step itself: no loading, saving or reporting.")
     pairs_per_second: float = Field(description="Rows of the batch over the step's own seconds.")
     tokens_per_second: float
-    positive_cosine: float | None = None
-    negative_cosine: float | None = None
+    positive_cosine: float | None = Field(default=None, description="Mean over the pairs that are alike.")
+    negative_cosine: float | None = Field(default=None, description="Mean over the pairs that are not.")
+    accuracy: float | None = Field(default=None, description="Share of anchors whose nearest text is alike.")
+    temperature: float | None = Field(default=None, description="Of the loss at this step.")
 
 
 class MetricsSummary(ResponseModel):

@@ -29,6 +29,10 @@ MOST_CRASHES = 3
 
 Level = Literal["info", "warn", "error"]
 _NOW = func.clock_timestamp()
+_SYMMETRIC_WITHOUT_PAIRS = (
+    "`method.contrastive.loss.symmetric` says in which direction the pairs of a file are compared, and {} holds "
+    "labelled texts, which are all compared with one another. Leave it out."
+)
 
 
 class StaleAttempt(Exception):  # noqa: N818 — it is a state of affairs, not somebody's error
@@ -296,7 +300,11 @@ def _release(session: Session, row: Job, files: Sequence[File]) -> None:
     if unusable is not None:
         _fail(session, row, "file_invalid", f"{unusable.filename}: {unusable.status_details}")
     elif all(file.status == "processed" for file in files):
-        _queue(session, row, next(file for file in files if file.id == row.training_file))
+        labelled = next((file for file in files if file.format != "pairs"), None)
+        if labelled is not None and Method(**row.method).contrastive.loss.symmetric is not None:
+            _fail(session, row, "invalid_value", _SYMMETRIC_WITHOUT_PAIRS.format(labelled.filename))
+        else:
+            _queue(session, row, next(file for file in files if file.id == row.training_file))
 
 
 def _queue(session: Session, row: Job, training: File) -> None:

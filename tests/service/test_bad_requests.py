@@ -54,12 +54,21 @@ WRONG_JOBS = [
         _loss(temperature=Raw("1e999")), 400, "not_finite", f"{LOSS}.temperature", "must be finite", id="1e999"
     ),
     pytest.param(
-        _loss(temperature="hot"), 400, "invalid_value", f"{LOSS}.temperature", "a number or 'auto'", id="a word"
+        _loss(temperature="hot"), 400, "invalid_value", f"{LOSS}.temperature", "a number or 'learnable' or 'auto'",
+        id="a word",
     ),
     pytest.param(
-        _loss(temperature=None), 400, "invalid_type", f"{LOSS}.temperature", "a number or 'auto'", id="null"
+        _loss(temperature=None), 400, "invalid_type", f"{LOSS}.temperature", "a number or 'learnable' or 'auto'",
+        id="null",
     ),
-    pytest.param(_loss(name="triplet"), 400, "invalid_value", f"{LOSS}.name", "'ntxent'", id="another loss"),
+    pytest.param(_loss(name="triplet"), 400, "invalid_value", f"{LOSS}.name", "'ntxent' or 'supcon'", id="triplet"),
+    pytest.param(_loss(reduction="sum"), 400, "invalid_value", f"{LOSS}.reduction", "'class' or 'auto'", id="sum"),
+    pytest.param(_loss(symmetric="yes"), 400, "invalid_type", f"{LOSS}.symmetric", "true or false", id="yes"),
+    pytest.param(_loss(memory_size=-1), 400, "out_of_range", f"{LOSS}.memory_size", "at least 0", id="memory -1"),
+    pytest.param(
+        _loss(memory_size=64, symmetric=True), 400, "invalid_value", f"{LOSS}.memory_size", "0 unless symmetric",
+        id="a memory that would have to ask",
+    ),
     pytest.param(_hyper(batch_size=1), 400, "out_of_range", f"{HYPERPARAMETERS}.batch_size", "at least 2", id="bs 1"),
     pytest.param(
         _hyper(batch_size="8"), 400, "invalid_value", f"{HYPERPARAMETERS}.batch_size", "an integer", id="quoted"

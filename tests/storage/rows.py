@@ -1,5 +1,7 @@
 """Rows for storage tests, made the way the API and the workers make them."""
 
+from typing import Any
+
 from sqlalchemy import func, text
 from sqlalchemy.orm import Session
 
@@ -36,7 +38,7 @@ def add_file(database: Database, *, team: str = TEAM, verdict: files.Verdict | N
     return file_id
 
 
-def add_job(database: Database, state: str = "queued", *, team: str = TEAM, **request: str) -> str:
+def add_job(database: Database, state: str = "queued", *, team: str = TEAM, **request: Any) -> str:
     """A job that has come to `state` by the moves that lead there; from `queued` on its attempt is 1."""
     if "training_file" not in request:
         verdict = None if state == "validating_files" else USABLE

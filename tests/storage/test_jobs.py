@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from sqlalchemy import func, select, text
@@ -385,6 +387,37 @@ def test_a_job_on_an_unusable_file_fails_with_the_files_reason(database: Databas
     assert job.state == "failed"
     assert job.error is not None
     assert (job.error["code"], job.error["message"]) == ("file_invalid", "rows.jsonl: 1 row was refused.")
+
+
+@pytest.mark.parametrize("role", ["training_file", "validation_file"])
+def test_a_direction_without_pairs_fails_the_job_before_it_is_queued(database: Database, role: str) -> None:
+    labelled = add_file(database, verdict=replace(USABLE, format="labels"))
+    method = {"contrastive": {"loss": {"symmetric": False}}}
+
+    job_id = add_job(database, method=method, **{"training_file": add_file(database), role: labelled})
+
+    job = job_of(database, job_id)
+    assert (job.state, job.attempt) == ("failed", 0)
+    assert job.error is not None
+    assert job.error["code"] == "invalid_value"
+    assert "contrastive.loss.symmetric` says" in job.error["message"]
+    assert "rows.jsonl holds labelled texts" in job.error["message"]
+
+
+def test_a_queued_job_says_what_auto_stands_for(database: Database) -> None:
+    losses = [job_of(database, add_job(database, method=_loss(name))).method for name in ("ntxent", "supcon")]
+
+    told = [{key: method["contrastive"]["loss"][key] for key in ("temperature", "reduction")} for method in losses]
+    assert told == [{"temperature": 0.05, "reduction": "pair"}, {"temperature": 0.05, "reduction": "anchor"}]
+
+
+def test_a_learnable_temperature_stays_learnable(database: Database) -> None:
+    job = job_of(database, add_job(database, method={"contrastive": {"loss": {"temperature": "learnable"}}}))
+    assert job.method["contrastive"]["loss"]["temperature"] == "learnable"
+
+
+def _loss(name: str) -> dict[str, Any]:
+    return {"contrastive": {"loss": {"name": name}}}
 
 
 def test_a_second_verdict_releases_nothing_twice(database: Database) -> None:

@@ -44,6 +44,7 @@ class Batch:
 
     texts: npt.NDArray[np.int64]  # (N,) indices into the dataset's texts
     labels: npt.NDArray[np.int64]  # (N,) equal where texts are alike
+    asks: npt.NDArray[np.bool_]  # (N,) anchors of pairs, and labelled texts; false for what answers an anchor
     rows: int  # of the dataset: N / 2 for pairs, N for labelled texts
 
 
@@ -87,6 +88,7 @@ class _Unit(NamedTuple):
     """Texts that enter a batch together and are alike."""
 
     texts: tuple[int, ...]
+    asking: int  # how many of them ask, the first ones
     label: int
     rows: int
 
@@ -140,6 +142,7 @@ def _batch(units: list[_Unit]) -> Batch:
     return Batch(
         texts=np.fromiter(chain.from_iterable(unit.texts for unit in units), dtype=np.int64, count=sum(sizes)),
         labels=np.repeat(np.array([unit.label for unit in units], dtype=np.int64), sizes),
+        asks=np.concatenate([np.arange(size) < unit.asking for unit, size in zip(units, sizes, strict=True)]),
         rows=_rows(units),
     )
 
@@ -155,7 +158,7 @@ def _rows(units: list[_Unit]) -> int:
 
 def _pair_units(dataset: PairDataset, rng: np.random.Generator) -> Iterator[_Unit]:
     for row in rng.permutation(len(dataset)).tolist():
-        yield _Unit((dataset.anchors[row], dataset.positives[row]), label=row, rows=1)
+        yield _Unit((dataset.anchors[row], dataset.positives[row]), asking=1, label=row, rows=1)
 
 
 def _label_units(dataset: LabelDataset, m: int, rng: np.random.Generator) -> Iterator[_Unit]:
@@ -163,7 +166,7 @@ def _label_units(dataset: LabelDataset, m: int, rng: np.random.Generator) -> Ite
     positions: list[float] = []
     for label, items in enumerate(_items_by_label(dataset)):
         groups = _groups(rng.permutation(items).tolist(), m)
-        units += (_Unit(tuple(group), label, len(group)) for group in groups)
+        units += (_Unit(tuple(group), len(group), label, len(group)) for group in groups)
         # One group falls into each of equally long stretches of the epoch, anywhere in it.
         positions += ((np.arange(len(groups)) + rng.random(len(groups))) / len(groups)).tolist()
     for index in np.argsort(positions, kind="stable").tolist():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from api_schemas.jobs import Contrastive
 
@@ -13,10 +13,21 @@ class UnresolvedAutoError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """What is minimised; see `api_schemas.jobs.ContrastiveLoss`."""
+
+    name: Literal["ntxent", "supcon"] = "ntxent"
+    temperature: float | Literal["learnable"]
+    reduction: Literal["pair", "anchor", "class"] | None = None  # None: the loss's own
+    symmetric: bool | None = None
+    memory_size: int = 0  # texts
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """Hyperparameters of one run. Ranges are those of `api_schemas.jobs`, checked there."""
 
-    temperature: float
+    loss: LossConfig
     n_epochs: int
     batch_size: int  # rows: pairs, or labelled texts
     learning_rate: float  # the peak
@@ -31,8 +42,8 @@ class TrainingConfig:
     def from_method(cls, contrastive: Contrastive, *, seed: int) -> Self:
         """Take over a job's method. Raises UnresolvedAutoError, naming the fields that are still `auto`."""
         values: dict[str, Any] = contrastive.hyperparameters.model_dump()
-        values["temperature"] = contrastive.loss.temperature
-        unresolved = sorted(name for name, value in values.items() if value == "auto")
+        loss: dict[str, Any] = contrastive.loss.model_dump()
+        unresolved = sorted(name for name, value in (values | loss).items() if value == "auto")
         if unresolved:
             raise UnresolvedAutoError(f"Not resolved before training: {', '.join(unresolved)}.")
-        return cls(**values, seed=seed)
+        return cls(**values, loss=LossConfig(**loss), seed=seed)

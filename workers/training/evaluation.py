@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from encoders.text import TextEncoder
+from workers.training.batch_loss import BatchLoss
 from workers.training.batches import Batches
-from workers.training.losses import NTXentLoss
 from workers.training.tokens import TokenizedDataset
 
 
 @torch.no_grad()
 def validation_loss(
-    encoder: TextEncoder, tokens: TokenizedDataset, loss: NTXentLoss, *, batch_size: int, seed: int
+    encoder: TextEncoder, tokens: TokenizedDataset, loss: BatchLoss, *, batch_size: int, seed: int
 ) -> float:
     """The loss over one epoch, without dropout: the mean over all pairs of all batches.
 
@@ -28,7 +28,7 @@ def validation_loss(
     total, pairs = 0.0, 0
     with _evaluating(encoder):
         for batch in Batches(tokens.dataset, batch_size=batch_size, seed=seed).starting_at(0):
-            result = loss.with_statistics(encoder(tokens.select(batch.texts)), torch.from_numpy(batch.labels))
+            result = loss(encoder(tokens.select(batch.texts)), batch)
             total += result.value.item() * result.pairs
             pairs += result.pairs
     return total / pairs

@@ -26,6 +26,7 @@ from storage.tables import Job
 from workers import exit_codes
 from workers.patience import patiently
 from workers.training import datasets, evaluation
+from workers.training.batch_loss import yardstick
 from workers.training.batches import NoBatchError
 from workers.training.config import TrainingConfig
 from workers.training.losses import NonFiniteEmbeddingsError
@@ -218,10 +219,9 @@ def _validation_loss(trainer: Trainer, tokens: TokenizedDataset | None) -> float
     if tokens is None:
         return None
     config = trainer.config
+    loss = yardstick(config.loss, dimension=trainer.encoder.dimension)
     with explaining_lack_of_memory(config, "Taking the validation loss"):
-        return evaluation.validation_loss(
-            trainer.encoder, tokens, trainer.loss, batch_size=config.batch_size, seed=config.seed
-        )
+        return evaluation.validation_loss(trainer.encoder, tokens, loss, batch_size=config.batch_size, seed=config.seed)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,15 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from encoders.text import TextEncoder
+from workers.training.batch_loss import BatchLoss
 from workers.training.batches import Batch, Batches
 from workers.training.config import TrainingConfig
-from workers.training.losses import LossStatistics, NonFiniteEmbeddingsError, NTXentLoss
+from workers.training.losses import LossStatistics, NonFiniteEmbeddingsError
 from workers.training.tokens import TokenizedDataset
+
+#: A learnable temperature's learning rate over that of the weights. AdamW moves a parameter by about the learning
+#: rate a step: log τ has to go a distance of 1 or so in some hundred steps, weights a thousandth of that.
+TEMPERATURE_RATE_FACTOR = 100.0
 
 
 class TrainingInterrupted(Exception):  # noqa: N818 (a request that was met, not an error)
@@ -61,6 +67,8 @@ class StepReport:
     tokens_per_second: float
     positive_cosine: float | None
     negative_cosine: float | None
+    accuracy: float | None  # share of anchors whose nearest column is a positive
+    temperature: float
     trained_tokens: int  # up to and with this step
 
 
@@ -78,7 +86,6 @@ class Trainer:
         self.encoder = encoder
         self.tokens = tokens
         self.config = config
-        self.loss = NTXentLoss(config.temperature)
         self.batches = Batches(
             tokens.dataset,
             batch_size=config.batch_size,
@@ -86,7 +93,12 @@ class Trainer:
             epochs=config.n_epochs,
             max_steps=config.max_steps,
         )
-        self.optimizer = _optimizer(encoder, config)
+        self.loss = BatchLoss(
+            config.loss,
+            dimension=encoder.dimension,
+            warm_up=warmup_steps(self.batches.total_steps, config.warmup_ratio),
+        ).to(encoder.device)
+        self.optimizer = _optimizer(encoder, self.loss, config)
         self.step = 0  # steps taken
         self.trained_tokens = 0
 
@@ -113,11 +125,16 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """All that a run needs to go on, besides the encoder's weights."""
-        optimizer = self.optimizer.state_dict()
-        return {"step": self.step, "trained_tokens": self.trained_tokens, "optimizer": optimizer}
+        return {
+            "step": self.step,
+            "trained_tokens": self.trained_tokens,
+            "optimizer": self.optimizer.state_dict(),
+            "loss": self.loss.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
+        self.loss.load_state_dict(state["loss"])
         self.step = state["step"]
         self.trained_tokens = state["trained_tokens"]
 
@@ -148,24 +165,28 @@ class Trainer:
             tokens_per_second=count / seconds,
             positive_cosine=result.positive_cosine,
             negative_cosine=result.negative_cosine,
+            accuracy=result.accuracy,
+            temperature=result.temperature,
             trained_tokens=self.trained_tokens,
         )
 
     def _set_learning_rate(self) -> float:
         rate = learning_rate_at(self.step, self.total_steps, self.config.warmup_ratio, self.config.learning_rate)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["rate_factor"]
         return rate
 
     def _forward(self, tokens: list[np.ndarray], batch: Batch) -> LossStatistics:
         try:
-            return self.loss.with_statistics(self.encoder(tokens), torch.from_numpy(batch.labels))
+            result: LossStatistics = self.loss(self.encoder(tokens), batch)
+            return result
         except NonFiniteEmbeddingsError as error:
             raise self._non_finite("The embeddings are") from error
 
     def _clip_gradients(self, value: Tensor) -> tuple[float, float]:
         """Scale the gradients down to max_grad_norm; returns the loss and the norm they had, both finite."""
-        parameters = [parameter for parameter in self.encoder.parameters() if parameter.grad is not None]
+        trained = chain.from_iterable(group["params"] for group in self.optimizer.param_groups)
+        parameters = [parameter for parameter in trained if parameter.grad is not None]
         norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
         # The one place where the step waits for the device, besides the statistics.
         loss, grad_norm = torch.stack([value.detach(), norm]).tolist()
@@ -178,7 +199,7 @@ class Trainer:
         return loss, grad_norm
 
     def _non_finite(self, what: str) -> NonFiniteLossError:
-        rate, temperature = self.config.learning_rate, self.config.temperature
+        rate, temperature = self.config.learning_rate, self.loss.loss.temperature
         return NonFiniteLossError(
             f"{what} NaN or infinite at step {self.step + 1} of {self.total_steps}; the step was not taken. "
             f"Most often a learning rate that is too high (it is {rate:g}) has driven the weights too far, "
@@ -206,13 +227,18 @@ def learning_rate_at(step: int, total_steps: int, warmup_ratio: float, peak: flo
 
     No step has a learning rate of 0: it would cost its time for nothing.
     """
-    warmup_steps = int(warmup_ratio * total_steps)
-    if step < warmup_steps:
-        return peak * (step + 1) / (warmup_steps + 1)
-    return peak * (total_steps - step) / (total_steps - warmup_steps)
+    rising = warmup_steps(total_steps, warmup_ratio)
+    if step < rising:
+        return peak * (step + 1) / (rising + 1)
+    return peak * (total_steps - step) / (total_steps - rising)
 
 
-def _optimizer(encoder: TextEncoder, config: TrainingConfig) -> torch.optim.AdamW:
+def warmup_steps(total_steps: int, warmup_ratio: float) -> int:
+    """How many steps the learning rate rises for."""
+    return int(warmup_ratio * total_steps)
+
+
+def _optimizer(encoder: TextEncoder, loss: BatchLoss, config: TrainingConfig) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter 2019) that decays matrices only: biases and LayerNorms have one axis."""
     matrices: list[Tensor] = []
     vectors: list[Tensor] = []
@@ -220,8 +246,9 @@ def _optimizer(encoder: TextEncoder, config: TrainingConfig) -> torch.optim.Adam
         if parameter.requires_grad:
             (matrices if parameter.ndim > 1 else vectors).append(parameter)
     groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        {"params": matrices, "weight_decay": config.weight_decay, "rate_factor": 1.0},
+        {"params": vectors, "weight_decay": 0.0, "rate_factor": 1.0},
+        {"params": list(loss.parameters()), "weight_decay": 0.0, "rate_factor": TEMPERATURE_RATE_FACTOR},
     ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
 

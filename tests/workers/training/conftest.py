@@ -10,7 +10,7 @@ import torch
 
 from encoders.text import TextEncoder
 from tests.encoders.tiny_encoder import write_tiny_encoder
-from workers.training.config import TrainingConfig
+from workers.training.config import LossConfig, TrainingConfig
 from workers.training.datasets import PairDataset
 from workers.training.tokens import TokenizedDataset, tokenize
 
@@ -29,7 +29,7 @@ COLOURS = [
     "navy",
 ]
 CONFIG = TrainingConfig(
-    temperature=0.1,
+    loss=LossConfig(temperature=0.1),
     n_epochs=2,
     batch_size=4,
     learning_rate=1e-3,

@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 
 from api_schemas.jobs import Contrastive
-from workers.training.config import TrainingConfig, UnresolvedAutoError
+from workers.training.config import LossConfig, TrainingConfig, UnresolvedAutoError
 
 RESOLVED = {
-    "loss": {"temperature": 0.05},
+    "loss": {"name": "supcon", "temperature": "learnable", "reduction": "class", "symmetric": False, "memory_size": 9},
     "hyperparameters": {
         "n_epochs": 2,
         "batch_size": 16,
@@ -22,7 +22,7 @@ RESOLVED = {
 def test_takes_over_every_hyperparameter():
     config = TrainingConfig.from_method(Contrastive.model_validate(RESOLVED), seed=3)
     assert config == TrainingConfig(
-        temperature=0.05,
+        loss=LossConfig(name="supcon", temperature="learnable", reduction="class", symmetric=False, memory_size=9),
         n_epochs=2,
         batch_size=16,
         learning_rate=2e-5,
@@ -36,7 +36,9 @@ def test_takes_over_every_hyperparameter():
 
 
 def test_names_what_is_still_auto():
-    with pytest.raises(UnresolvedAutoError, match="batch_size, learning_rate, max_seq_length, n_epochs, temp"):
+    with pytest.raises(
+        UnresolvedAutoError, match="batch_size, learning_rate, max_seq_length, n_epochs, reduction, temp"
+    ):
         TrainingConfig.from_method(Contrastive(), seed=0)
 
 

@@ -23,6 +23,7 @@ from tests.workers.following import messages_of
 from workers.training import run
 from workers.training.recorder import Attempt
 
+LABELLED = [{"text": f"the word {word} and {number}", "label": word} for word in "abcde" for number in range(6)]
 TEXTS = ["the word a", "b said again", "something else, and a good deal longer than the others", "ü"]
 
 
@@ -111,6 +112,26 @@ def test_every_step_is_measured(shared: Installation, trained: Any) -> None:
 
     assert [step["step"] for step in metrics["data"]] == [1, 2, 3]
     assert metrics["summary"]["steps"] == 3
+
+
+@pytest.mark.parametrize(
+    ("rows", "loss"),
+    [
+        pytest.param(LABELLED, {"name": "supcon", "temperature": "learnable", "reduction": "class"}, id="labels"),
+        pytest.param(PAIRS, {"temperature": 0.05, "memory_size": 64}, id="a memory"),
+        pytest.param(PAIRS, {"temperature": 0.05, "symmetric": True}, id="both directions"),
+    ],
+)
+def test_every_loss_trains_and_reports(shared: Installation, rows: Any, loss: dict[str, Any]) -> None:
+    file_id = shared.upload(rows)
+    job = shared.train(shared.create_job(file_id, loss=loss, validation_file=file_id, max_steps=12))
+
+    assert job.status == "succeeded", job.error
+    steps = shared.request("GET", f"/v1/fine_tuning/jobs/{job.id}/metrics").json()["data"]
+    assert steps[-1]["loss"] > 0
+    assert 0 <= steps[-1]["accuracy"] <= 1
+    temperatures = {step["temperature"] for step in steps}
+    assert len(temperatures) == (12 if loss["temperature"] == "learnable" else 1)
 
 
 def test_the_same_seed_gives_the_same_bytes(shared: Installation, pairs_file: str, trained: Any) -> None:

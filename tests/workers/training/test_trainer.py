@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from encoders.text import TextEncoder
-from workers.training.config import TrainingConfig
+from workers.training.batch_loss import TEMPERATURE_BOUNDS, yardstick
+from workers.training.batches import Batch
+from workers.training.config import LossConfig, TrainingConfig
 from workers.training.evaluation import validation_loss
-from workers.training.losses import NTXentLoss
 from workers.training.tokens import TokenizedDataset
 from workers.training.trainer import (
     NonFiniteLossError,
@@ -60,7 +61,7 @@ class StopAfter:
 
 
 def test_training_brings_pairs_together(encoder, tokens, config):
-    loss = NTXentLoss(config.temperature)
+    loss = yardstick(config.loss, dimension=encoder.dimension)
     before = validation_loss(encoder, tokens, loss, batch_size=12, seed=0)
     reports = trained(encoder, tokens, replace(config, n_epochs=20, batch_size=12, learning_rate=5e-3))
     after = validation_loss(encoder, tokens, loss, batch_size=12, seed=0)
@@ -128,12 +129,22 @@ def test_small_gradients_are_left_alone(encoder, tokens, config):
 
 def test_only_matrices_decay(encoder, tokens, config):
     trainer = Trainer(encoder, tokens, config)
-    decayed, spared = trainer.optimizer.param_groups
+    decayed, spared, _ = trainer.optimizer.param_groups
     names = {id(parameter): name for name, parameter in encoder.named_parameters()}
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.01, 0.0)
     assert all(".bias" in names[id(p)] or "LayerNorm" in names[id(p)] for p in spared["params"])
     assert all(names[id(p)].endswith("weight") and "LayerNorm" not in names[id(p)] for p in decayed["params"])
     assert len(decayed["params"]) + len(spared["params"]) == len(names)
+
+
+def test_a_learnable_temperature_is_learnt_and_reported(encoder, tokens, config):
+    fixed = trained(copy.deepcopy(encoder), tokens, replace(config, loss=LossConfig(temperature=0.1)))
+    assert {report.temperature for report in fixed} == {0.1}
+    learnable = trained(encoder, tokens, replace(config, n_epochs=20, loss=LossConfig(temperature="learnable")))
+    assert learnable[0].temperature == pytest.approx(0.05)
+    assert learnable[-1].temperature != pytest.approx(0.05, rel=0.1)
+    low, high = TEMPERATURE_BOUNDS
+    assert all(low <= report.temperature <= high for report in learnable)
 
 
 def test_frozen_weights_stay(encoder, tokens, config):
@@ -174,7 +185,16 @@ def test_it_stops_between_steps_when_asked(encoder, tokens, config, steps):
     assert not encoder.training
 
 
-def test_three_interruptions_change_no_bit(encoder, tokens, config):
+@pytest.mark.parametrize(
+    "loss",
+    [
+        LossConfig(temperature=0.1),
+        LossConfig(name="supcon", temperature="learnable", memory_size=11),
+        LossConfig(temperature="learnable", symmetric=False),
+    ],
+)
+def test_three_interruptions_change_no_bit(encoder, tokens, config, loss):
+    config = replace(config, loss=loss)
     unbroken = copy.deepcopy(encoder)
     expected = trained(unbroken, tokens, config)
     reports: list[StepReport] = []
@@ -233,15 +253,15 @@ def test_non_finite_embeddings_update_nothing(encoder, tokens, config):
 def test_a_non_finite_loss_or_gradient_updates_nothing(encoder, tokens, config, spoilt, what):
     before = weights(encoder)
     trainer = Trainer(encoder, tokens, config)
-    clean = trainer.loss.with_statistics
+    clean = trainer.loss.forward
 
-    def spoil(embeddings: Tensor, labels: Tensor):
-        result = clean(embeddings, labels)
+    def spoil(embeddings: Tensor, batch: Batch):
+        result = clean(embeddings, batch)
         if spoilt == "value":
             return replace(result, value=result.value * math.nan)
         return replace(result, value=result.value + (embeddings.sum() * 0.0).sqrt())
 
-    trainer.loss.with_statistics = spoil
+    trainer.loss.forward = spoil
     with pytest.raises(NonFiniteLossError, match=f"{what} NaN or infinite at step 1 of 6") as caught:
         trainer.run(on_step=pytest.fail, should_stop=never)
     assert caught.value.code == "non_finite_loss"
@@ -263,7 +283,7 @@ def test_lack_of_memory_names_the_remedies(encoder, tokens, config, error):
     def fail(*args: object) -> None:
         raise error
 
-    trainer.loss.with_statistics = fail
+    trainer.loss.forward = fail
     with pytest.raises(OutOfMemoryInTraining, match=r"batch_size \(it is 4\) or max_seq_length \(it is 48\)") as caught:
         trainer.run(on_step=pytest.fail, should_stop=never)
     assert caught.value.code == "out_of_memory"
@@ -272,7 +292,7 @@ def test_lack_of_memory_names_the_remedies(encoder, tokens, config, error):
 
 def test_the_cpu_allocators_own_error_is_recognised(encoder, tokens, config):
     trainer = Trainer(encoder, tokens, config)
-    trainer.loss.with_statistics = lambda embeddings, labels: torch.empty(2**46)
+    trainer.loss.forward = lambda embeddings, batch: torch.empty(2**46)
     with pytest.raises(OutOfMemoryInTraining):
         trainer.run(on_step=pytest.fail, should_stop=never)
 
@@ -283,6 +303,6 @@ def test_other_errors_pass_through(encoder, tokens, config):
     def fail(*args: object) -> None:
         raise RuntimeError("something else")
 
-    trainer.loss.with_statistics = fail
+    trainer.loss.forward = fail
     with pytest.raises(RuntimeError, match="something else"):
         trainer.run(on_step=pytest.fail, should_stop=never)
