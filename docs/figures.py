@@ -7,7 +7,7 @@ than it would when drawn anew. Each figure has two functions: one that measures,
 import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import torch
@@ -23,7 +23,7 @@ FOLDER = Path(__file__).parent / "figures"
 # The palette of Okabe and Ito 2008, which colour-blind readers can tell apart; signs and marks repeat what it says.
 BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#e69f00", "#009e73", "#a1457d"
 INK, SOFT, EDGE, CARD, GREY = "#1f2328", "#59636e", "#d0d7de", "#ffffff", "#d8dde3"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "likeness",
     "font.family": "sans-serif",
@@ -73,9 +73,9 @@ class Batch(NamedTuple):
 _EVERY = range(6)
 _PAIRS = (("a", "b", "c", "a′", "b′", "c′"), (0, 1, 2, 0, 1, 2))
 BATCHES = (
-    Batch("Labelled texts", ("a", "a", "b", "b", "c"), (0, 0, 1, 1, 2), {row: range(5) for row in range(5)}),
-    Batch("Pairs, symmetric: null", *_PAIRS, {row: _EVERY for row in _EVERY}),
-    Batch("Pairs, symmetric: false", *_PAIRS, {row: _EVERY[3:] for row in _EVERY[:3]}),
+    Batch("Labelled texts", ("a", "a", "b", "b", "c"), (0, 0, 1, 1, 2), dict.fromkeys(range(5), range(5))),
+    Batch("Pairs, symmetric: null", *_PAIRS, dict.fromkeys(_EVERY, _EVERY)),
+    Batch("Pairs, symmetric: false", *_PAIRS, dict.fromkeys(_EVERY[:3], _EVERY[3:])),
     Batch("Pairs, symmetric: true", *_PAIRS, {row: _EVERY[3:] if row < 3 else _EVERY[:3] for row in _EVERY}),
 )
 
