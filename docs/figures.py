@@ -155,7 +155,7 @@ def draw_temperature() -> Figure:
     figure, (axes,) = _card(height=3.9, columns=1, left=0.085, right=0.7, bottom=0.15, top=0.88)
     for temperature, (colour, mark) in zip(TEMPERATURES, _MARKS, strict=True):
         shares = [100 * share for share in repulsion(temperature)]
-        axes.plot(COSINES, shares, color=colour, marker=mark, markersize=4.5, linewidth=1.6, clip_on=False)
+        axes.plot(COSINES, shares, color=colour, marker=mark, markersize=4.5, linewidth=1.6, clip_on=False, zorder=3)
         label = f"τ = {temperature:g}: the nearest takes {shares[-1]:.0f} %"
         axes.text(0.825, shares[-1], label, color=INK, va="center")
     axes.set(xlim=(0, 0.8), ylim=(0, 100), xlabel="cosine of anchor and negative")
