@@ -75,9 +75,13 @@ def _check_table(name: str, values: Tensor) -> None:
 
 
 def _integers(name: str, values: Tensor, rows: Tensor) -> Tensor:
-    if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
+    if not holds_integers(values):
         raise TypeError(f"{name} must be integers, not {values.dtype}.")
     return _one_a_row(name, values, rows).to(torch.int64)
+
+
+def holds_integers(values: Tensor) -> bool:
+    return not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
 
 
 def _one_a_row(name: str, values: Tensor, rows: Tensor) -> Tensor:

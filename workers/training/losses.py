@@ -64,6 +64,14 @@ class _Sides(NamedTuple):
     comparison: Comparison
 
 
+class TalliedLoss(NamedTuple):
+    """A loss and what adds up over its directions, and over processes that share its anchors."""
+
+    value: Tensor
+    tally: Tensor  # (8,) of a `Tally`
+    rows_without_direction: Tensor  # scalar
+
+
 class ContrastiveLoss(nn.Module):
     """What NTXentLoss and SupConLoss have in common; see the top of the module for the formulas.
 
@@ -180,19 +188,17 @@ class ContrastiveLoss(nn.Module):
         inputs = LossInputs(
             embeddings, labels, ref_emb, ref_labels, content_ids, ref_content_ids, anchor_offset, anchor_weights
         )
-        value, numbers, zero_rows = self.tallied(inputs)
-        return LossStatistics.of(value, numbers, zero_rows, self.temperature)
+        return LossStatistics.of(*self.tallied(inputs), self.temperature)
 
-    def tallied(self, inputs: LossInputs) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss, what `tally` counts over it, and how many rows have no direction; see `with_statistics`."""
+    def tallied(self, inputs: LossInputs) -> TalliedLoss:
+        """The statistics as they are before anything is averaged. See `forward`."""
         with full_precision(inputs.embeddings):
             sides = self._sides(inputs)
             value, hits = self._value(sides, with_hits=True)
             assert hits is not None  # noqa: S101 (they were asked for)
-            numbers = tally(*sides, hits)
             # Where the rows are among the columns, these are all there are.
             tables = (sides.z, sides.y) if sides.comparison.own is None else (sides.y,)
-            return value, numbers, count_zero_rows(*tables)
+            return TalliedLoss(value, tally(*sides, hits), count_zero_rows(*tables))
 
     def _sides(self, inputs: LossInputs) -> _Sides:
         inputs = checked(inputs)
