@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from api_schemas.jobs import ContrastiveLoss
+from api_schemas.jobs import ContrastiveLoss, Method
 from docs import figures
 from tests.markdown import ROOT, code_blocks
 from workers.training.losses import LossStatistics, NTXentLoss, SupConLoss
@@ -79,8 +79,10 @@ def test_the_lowest_cost_of_a_label_is_0_or_log_of_its_texts_less_one(k: int) ->
 
 def test_every_field_of_a_jobs_loss_has_its_line() -> None:
     fields = _first_cells("In a job")
-    assert set(ContrastiveLoss.model_fields) <= set(fields)
-    assert list(json.loads(code_blocks(PAGE, "json")[0])["contrastive"]["loss"]) == fields
+    assert set(ContrastiveLoss.model_fields) == set(fields)
+    method = json.loads(code_blocks(PAGE, "json")[0])
+    assert list(method["contrastive"]["loss"]) == fields
+    assert Method(**method).contrastive.loss.memory_size == 4096
 
 
 def test_every_statistic_has_its_line() -> None:

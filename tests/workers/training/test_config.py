@@ -8,7 +8,7 @@ from api_schemas.jobs import Contrastive
 from workers.training.config import LossConfig, TrainingConfig, UnresolvedAutoError
 
 RESOLVED = {
-    "loss": {"name": "supcon", "temperature": "learnable", "reduction": "class", "memory_size": 9},
+    "loss": {"name": "supcon", "temperature": "learnable", "reduction": "class", "symmetric": False, "memory_size": 9},
     "hyperparameters": {
         "n_epochs": 2,
         "batch_size": 16,
@@ -22,7 +22,7 @@ RESOLVED = {
 def test_takes_over_every_hyperparameter():
     config = TrainingConfig.from_method(Contrastive.model_validate(RESOLVED), seed=3)
     assert config == TrainingConfig(
-        loss=LossConfig(name="supcon", temperature="learnable", reduction="class", memory_size=9),
+        loss=LossConfig(name="supcon", temperature="learnable", reduction="class", symmetric=False, memory_size=9),
         n_epochs=2,
         batch_size=16,
         learning_rate=2e-5,
