@@ -52,7 +52,7 @@ examples:
 
 
 def main() -> None:
-    options = _options()
+    options = parse(sys.argv[1:])
     device = torch.device(options.device)
     threads = use_physical_cores()
     about = describe(device, threads)
@@ -146,7 +146,8 @@ def _show(heading: str, lines: Iterable[str]) -> None:
     print("", f"## {heading}", "", *lines, sep="\n", flush=True)
 
 
-def _options() -> argparse.Namespace:
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The options of a command line, defaults filled in; `partial` says that this is no full run. Exits on a wrong one."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.loss",
         description=__doc__,
@@ -163,7 +164,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--no-plot", action="store_true", help="draw none")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the raw figures there")
     parser.add_argument("--strict", action="store_true", help="fail if a floor was not reached, or not measured")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("this torch finds no CUDA device.")
     options.partial = options.quick or options.sizes is not None or options.widths is not None
