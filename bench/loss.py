@@ -147,7 +147,7 @@ def _show(heading: str, lines: Iterable[str]) -> None:
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """The options of a command line, defaults filled in; `partial` says that this is no full run. Exits on a wrong one."""
+    """The options of a command line, defaults filled in; `partial`: this is no full run. Exits on a wrong one."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.loss",
         description=__doc__,
