@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from bench.loss_measure import cases_that_fit, groups, measure_memory, measure_t
 from bench.loss_plot import save_plot
 from bench.loss_results import Product, Results, memory_table, operations, time_table
 from bench.machine import describe, use_physical_cores
-from service.demo.progress import progress
+from service.demo.progress import Report, progress
 
 PLOT = Path("docs/figures/loss-scaling.png")
 SIZES = [256, 1024, 4096, 8192, 16384, 32768, 65536]
@@ -64,16 +65,8 @@ def main() -> None:
     console = Console(stderr=True)
     with progress(console, "memory") as report:
         measure_memory(results, cases, device, report)
-    timed_together = groups(cases)
     with progress(console, "times") as report:
-        for number, group in enumerate(timed_together):
-
-            def say(what: str, done: int = number, of: str = _batches(group)) -> None:
-                report(done, len(timed_together), f"{of}: {what}")
-
-            found = measure_times(results, group, _products(group, options, device), device, say)
-            _require(found)
-            agreements += found
+        agreements += _measure_all_times(results, groups(cases), options, device, report)
     _show("Agreement", map(str, agreements))
     _print_figures(results, options, dtypes)
     asked = floors(results, options.widths, dtypes[0])
@@ -81,6 +74,25 @@ def main() -> None:
     _write_files(results, asked, about, options, dtypes[0])
     if options.strict and not all(floor.reached for floor in asked):
         sys.exit("Not every floor was reached.")
+
+
+def _measure_all_times(
+    results: Results, together: list[list[Case]], options: argparse.Namespace, device: torch.device, report: Report
+) -> list[Agreement]:
+    """Time each list of cases in rounds of its own; exits with what disagrees as soon as something does."""
+    agreements: list[Agreement] = []
+    for number, group in enumerate(together):
+        say = partial(_say, report, number, len(together), group)
+        found = measure_times(results, group, _products(group, options, device), device, say)
+        _require(found)
+        agreements += found
+    report(len(together), len(together), "")
+    return agreements
+
+
+def _say(report: Report, number: int, total: int, group: list[Case], what: str) -> None:
+    sizes = ", ".join(str(rows) for rows in sorted({case.rows for case in group}))
+    report(number, total, f"N = {sizes}, D = {group[0].width}, {group[0].dtype}: {what}")
 
 
 def _print_figures(results: Results, options: argparse.Namespace, dtypes: list[str]) -> None:
@@ -135,11 +147,6 @@ def _require(agreements: list[Agreement]) -> None:
     """Times of things that compute something else mean nothing."""
     if not all(one.agrees for one in agreements):
         sys.exit("\n".join(map(str, agreements)))
-
-
-def _batches(group: list[Case]) -> str:
-    sizes = ", ".join(str(rows) for rows in sorted({case.rows for case in group}))
-    return f"N = {sizes}, D = {group[0].width}, {group[0].dtype}"
 
 
 def _show(heading: str, lines: Iterable[str]) -> None:

@@ -78,7 +78,7 @@ def measure_times(
     for kind, inputs in batches.items():
         outcomes: dict[Case, Outcome] = {}
         for case in (case for case in group if case[1:] == kind):
-            say(f"first call: {_words(case)}")
+            say(f"{CONTESTANTS[case.name].title}, {case.per_label} per label, first call")
             work = partial(outcome, losses[case.name], *inputs)
             first[case], outcomes[case] = timed(work, wait)
             works[case] = work
