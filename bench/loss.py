@@ -19,7 +19,7 @@ from bench.loss_floors import RATE_ROWS, Floor, floors, floors_table
 from bench.loss_measure import cases_that_fit, groups, measure_memory, measure_times
 from bench.loss_plot import save_plot
 from bench.loss_results import Product, Results, memory_table, operations, time_table
-from bench.machine import describe, use_physical_cores
+from bench.machine import OtherPrograms, describe, use_physical_cores
 from service.demo.progress import Report, progress
 
 PLOT = Path("docs/figures/loss-scaling.png")
@@ -60,13 +60,14 @@ def main() -> None:
     _show("Machine", about)
     agreements = agree_when_small(device)
     _require(agreements)
-    results, dtypes = Results(), DTYPES[device.type]
+    results, dtypes, others = Results(), DTYPES[device.type], OtherPrograms()
     cases, results.missing = cases_that_fit(options.sizes, options.widths, dtypes, device)
     console = Console(stderr=True)
     with progress(console, "memory") as report:
         measure_memory(results, cases, device, report)
     with progress(console, "times") as report:
         agreements += _measure_all_times(results, groups(cases), options, device, report)
+    _show("Other programs while this ran", [others.describe()])
     _show("Agreement", map(str, agreements))
     _print_figures(results, options, dtypes)
     asked = floors(results, options.widths, dtypes[0])
@@ -111,14 +112,12 @@ def _print_figures(results: Results, options: argparse.Namespace, dtypes: list[s
 
 def _rates(results: Results) -> Iterator[str]:
     for rows, width in dict.fromkeys((one.rows, one.width) for one in results.products):
-        case, best = Case("tiled", rows, width, 2), results.best_product(rows, width)
-        share = results.share_of_product_rate(case)
-        assert best is not None
-        assert share is not None
-        rate, peak = operations(case) / results.times[case].median, best.operations / results.products[best].median
+        case, fastest = Case("tiled", rows, width, 2), results.product_rate(rows, width)
+        assert fastest is not None
+        own, (most, side) = operations(case) / results.times[case].median, fastest
         yield (
-            f"N = {rows}, D = {width}: {rate / 1e9:.3g} GFLOP/s, {share:.0%} of the {peak / 1e9:.4g} GFLOP/s of "
-            f"torch.mm on {best.side}×{best.side} float32, the fastest of the sizes timed in the same rounds"
+            f"N = {rows}, D = {width}: {own / 1e9:.3g} GFLOP/s, {own / most:.0%} of the {most / 1e9:.3g} GFLOP/s of "
+            f"the fastest torch.mm timed in the same rounds ({side}×{side}, float32)"
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from bench.loss_contestants import CONTESTANTS, Case, Name
-from bench.loss_results import MB, Results, markdown
+from bench.loss_results import MB, Results, markdown, plain
 
 RATE_ROWS = 16384
 
@@ -52,7 +52,7 @@ def _faster(results: Results, tiled: Case, other: Name, times: float) -> Floor:
     return _floor(
         f"{_batch(tiled)}, against {CONTESTANTS[other].title}",
         f"≥ {times:g}× faster",
-        None if measured is None else f"{measured:.3g}×",
+        None if measured is None else f"{plain(measured)}×",
         measured is not None and measured >= times,
     )
 

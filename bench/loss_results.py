@@ -48,18 +48,24 @@ class Results:
             return None
         return self.bytes_above_inputs[part] / self.bytes_above_inputs[whole]
 
-    def best_product(self, rows: int, width: int) -> Product | None:
-        """The one with the highest rate among those timed beside that batch."""
-        beside = [product for product in self.products if (product.rows, product.width) == (rows, width)]
-        return max(beside, key=lambda product: product.operations / self.products[product].median, default=None)
+    def product_rate(self, rows: int, width: int) -> tuple[float, int] | None:
+        """(operations per second, side) of the fastest matrix product seen beside that batch: what the machine can do.
+
+        The fastest call and not a median: whatever slows a product is not the machine's own rate.
+        """
+        rates = [
+            (product.operations / min(times.by_round.values()), product.side)
+            for product, times in self.products.items()
+            if (product.rows, product.width) == (rows, width)
+        ]
+        return max(rates, default=None)
 
     def share_of_product_rate(self, case: Case) -> float | None:
-        """The rate of the tiled loss, in operations per second, in that of the best matrix product."""
-        product = self.best_product(case.rows, case.width)
-        if product is None or case not in self.times:
+        """The rate of the tiled loss, from its median time, in that of the matrix product."""
+        fastest = self.product_rate(case.rows, case.width)
+        if fastest is None or case not in self.times:
             return None
-        longer = ratio(self.times[case], self.products[product])
-        return operations(case) / product.operations / longer
+        return operations(case) / self.times[case].median / fastest[0]
 
     def json(self) -> dict[str, Any]:
         """Raw figures: seconds of each round, bytes."""
@@ -113,7 +119,12 @@ def markdown(headings: list[str], rows: list[list[str]]) -> list[str]:
 
 def seconds(value: float) -> str:
     """`0.0132` → `13.2 ms`."""
-    return f"{value * 1000:.3g} ms" if value < 1 else f"{value:.3g} s"
+    return f"{plain(value * 1000)} ms" if value < 1 else f"{plain(value)} s"
+
+
+def plain(value: float) -> str:
+    """Three digits, or all before the point: `4.66`, `0.053`, `4663`."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _by_rows(
@@ -132,11 +143,11 @@ def _by_rows(
 def _time_cell(results: Results, case: Case, tiled: Case) -> str:
     shown = seconds(results.times[case].median)
     longer = results.times_of(case, tiled)
-    return shown if case == tiled or longer is None else f"{shown} ({longer:.3g}×)"
+    return shown if case == tiled or longer is None else f"{shown} ({plain(longer)}×)"
 
 
 def _memory_cell(measured: Mapping[Case, int], case: Case, tiled: Case) -> str:
-    shown = f"{measured[case] / MB:.4g} MB"
+    shown = f"{plain(measured[case] / MB)} MB"
     if case == tiled or not measured.get(tiled):
         return shown
-    return f"{shown} ({measured[case] / measured[tiled]:.3g}×)"
+    return f"{shown} ({plain(measured[case] / measured[tiled])}×)"

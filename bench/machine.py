@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from pathlib import Path
 
 import torch
 
 QUIET_LOAD = 0.5
+QUIET_CPUS = 0.1
 
 _CPUINFO = Path("/proc/cpuinfo")
 _MEMINFO = Path("/proc/meminfo")
+_STAT = Path("/proc/stat")
 
 
 def use_physical_cores() -> int:
@@ -39,6 +42,22 @@ def describe(device: torch.device, threads: int) -> list[str]:
     return lines
 
 
+class OtherPrograms:
+    """How much of the CPUs others have taken since this was made. The load average cannot tell: it counts us too."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._before = _cpu_seconds_of_others()
+
+    def describe(self) -> str:
+        now = _cpu_seconds_of_others()
+        if now is None or self._before is None:
+            return "unknown: this system has no /proc/stat"
+        cores = max(0.0, now - self._before) / (time.monotonic() - self._started)
+        line = f"{cores:.2f} CPUs on average"
+        return f"WARNING: {line}. Times are upper bounds, ratios are unsure." if cores > QUIET_CPUS else line
+
+
 def available_bytes(device: torch.device) -> int:
     """Memory that can still be taken on the device."""
     if device.type == "cuda":
@@ -53,6 +72,16 @@ def synchronize(device: torch.device) -> None:
     """Wait until the device has done all it was told."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def _cpu_seconds_of_others() -> float | None:
+    """CPU time of all but this process and those of its children that have ended. None: the system does not say."""
+    if not _STAT.exists():
+        return None
+    user, nice, system, _, _, irq, softirq, steal, *_ = map(int, _STAT.read_text().split("\n", 1)[0].split()[1:])
+    busy = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+    own = os.times()
+    return busy - own.user - own.system - own.children_user - own.children_system
 
 
 def _cpu_model() -> str:
