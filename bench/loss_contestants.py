@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from workers.training.losses import NTXentLoss, SupConLoss
-from workers.training.tiles import Objective
+from workers.training.comparison import Objective
 
 TEMPERATURE = 0.07
 

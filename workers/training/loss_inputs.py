@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -113,10 +113,34 @@ def unit_rows(embeddings: Tensor, eps: float, name: str = "embeddings") -> Tenso
     peaks = largest_entries(embeddings, name)
     directed = peaks > max(eps, torch.finfo(peaks.dtype).tiny)
     # Not times 1 / peak: of the largest numbers that is subnormal, and 0 where subnormal numbers are flushed.
-    scaled = embeddings / torch.where(directed, peaks, math.inf)
+    rows: Tensor = _UnitRows.apply(embeddings, torch.where(directed, peaks, math.inf))  # type: ignore[no-untyped-call]
+    return rows
+
+
+class _UnitRows(torch.autograd.Function):
+    """z = e/|e| and ∂/∂e = (g − z (z·g))/|e|. Autograd keeps three more tables (R, D) on its own way there."""
+
+    @staticmethod
+    def forward(ctx: Any, embeddings: Tensor, peaks: Tensor) -> Tensor:
+        ctx.save_for_backward(embeddings, peaks)
+        z, norms = _scaled_rows(embeddings, peaks)
+        return z.div_(norms)
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Any) -> tuple[Tensor, None]:
+        (gradient,), (embeddings, peaks) = outputs, ctx.saved_tensors
+        # Made again rather than kept, and a function of the embeddings, so that it can be differentiated in turn.
+        scaled, norms = _scaled_rows(embeddings, peaks)
+        radial = torch.einsum("rd,rd->r", scaled, gradient)[:, None] / norms**2  # without a table of products
+        return torch.addcmul(gradient, scaled, radial, value=-1).div_(norms * peaks), None
+
+
+def _scaled_rows(embeddings: Tensor, peaks: Tensor) -> tuple[Tensor, Tensor]:
+    """e over its largest entry, (R, D), and the norm of that, (R, 1)."""
+    scaled = embeddings / peaks
     # A scaled row has norm 1 at least, or 0; any bound between the two only guards the zeros.
     norms: Tensor = torch.linalg.vector_norm(scaled, dim=1, keepdim=True).clamp_min(0.5)
-    return scaled / norms
+    return scaled, norms
 
 
 def largest_entries(embeddings: Tensor, name: str = "embeddings") -> Tensor:

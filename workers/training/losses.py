@@ -207,22 +207,26 @@ class ContrastiveLoss(nn.Module):
         return _Sides(z, y, compare(inputs, self.objective, self.reduction, symmetric=self.symmetric))
 
     def _value(self, sides: _Sides, *, with_hits: bool = False) -> tuple[Tensor, Hits | None]:
-        x, y, comparison = *self._scaled(sides), sides.comparison
-        if self.memory == "dense" or (self.memory == "auto" and len(x) * len(y) <= DENSE_LOGITS):
-            logits = x @ y.T
+        z, y, comparison = sides
+        scale = self._scale()
+        if self.memory == "dense" or (self.memory == "auto" and len(z) * len(y) <= DENSE_LOGITS):
+            logits = (z * scale) @ (y * scale).T
             return dense_loss(logits, comparison), dense_hits(logits.detach(), comparison) if with_hits else None
-        return tiled_loss(x, y, comparison, largest=1 / self.temperature, tile_size=self.tile_size, with_hits=with_hits)
+        if isinstance(scale, Tensor):  # z/√τ and y/√τ carry the gradient to τ
+            z = z * scale
+            y, scale = z if comparison.same else y * scale, 1.0
+        return tiled_loss(
+            z, y, comparison, largest=1 / self.temperature, scale=scale, tile_size=self.tile_size, with_hits=with_hits
+        )
 
-    def _scaled(self, sides: _Sides) -> tuple[Tensor, Tensor]:
-        """z/√τ and y/√τ, whose products are the logits."""
+    def _scale(self) -> Tensor | float:
+        """1/√τ: what unit rows are multiplied by, so that their products are the logits."""
         if self.log_temperature is None:
-            scale: Tensor | float = self._temperature**-0.5
-        else:
-            low, high = map(math.log, self.temperature_bounds)
-            log_temperature: Tensor = _Bounded.apply(self.log_temperature, low, high)  # type: ignore[no-untyped-call]
-            scale = torch.exp(-0.5 * log_temperature).to(sides.z)
-        x = sides.z * scale
-        return x, x if sides.comparison.same else sides.y * scale
+            return 1 / math.sqrt(self._temperature)
+        low, high = map(math.log, self.temperature_bounds)
+        log_temperature: Tensor = _Bounded.apply(self.log_temperature, low, high)  # type: ignore[no-untyped-call]
+        scale: Tensor = torch.exp(-0.5 * log_temperature)
+        return scale
 
 
 class NTXentLoss(ContrastiveLoss):

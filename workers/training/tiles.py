@@ -42,8 +42,8 @@ from workers.training.walk import Walk
 
 __all__ = ["KEPT_BYTES", "Comparison", "side_of_tiles", "tiled_loss"]
 
-# Tiles that the second walk finds ready instead of making them again: a quarter of the work up to 4096 rows,
-# nothing to speak of beyond. A constant, so memory stays O((R + C)·D).
+# Where all tiles fit into this, the second walk finds them ready instead of making them again, which saves a quarter of
+# the work: up to 4096 rows in float32. Some of many tiles would save little. A constant: memory stays O((R + C)·D).
 KEPT_BYTES = 36 * 2**20
 
 
@@ -53,17 +53,19 @@ def tiled_loss(
     comparison: Comparison,
     *,
     largest: float,
+    scale: float = 1.0,
     tile_size: int | None = None,
     with_hits: bool = False,
 ) -> tuple[Tensor, Hits | None]:
     """The loss, a scalar with its gradient, in O((R + C)·D + T²) memory, and on demand which anchors hit.
 
-    x (R, D), y (C, D) of one dtype, float32 or float64; y is ignored where the columns are the rows.
-    `largest` bounds all |s_ij|. The gradient is computed on the way if x or y asks for one; it has none itself.
+    x (R, D), y (C, D) of one dtype, float32 or float64; y is ignored where the columns are the rows. `scale`
+    multiplies both: here it needs no copy of them, and no graph. `largest` bounds all |s_ij|. The gradient is computed
+    on the way if x or y asks for one; it has none itself.
     """
     found: list[Hits] | None = [] if with_hits else None
     walked = None if comparison.same else y
-    value: Tensor = _Tiled.apply(x, walked, comparison, largest, tile_size, found)  # type: ignore[no-untyped-call]
+    value: Tensor = _Tiled.apply(x, walked, comparison, largest, scale, tile_size, found)  # type: ignore[no-untyped-call]
     return value, found[0] if found else None
 
 
@@ -75,27 +77,32 @@ class _Tiled(torch.autograd.Function):
         y: Tensor | None,
         comparison: Comparison,
         largest: float,
+        scale: float,
         tile: int | None,
         found: list[Hits] | None,
     ) -> Tensor:
         gradient = any(ctx.needs_input_grad[:2])
         side = tile or side_of_tiles(len(x), len(comparison.column_classes), x, symmetric=y is None)
         hits = found is not None
-        walk = Walk(x, y, comparison, largest, side=side, room=KEPT_BYTES, gradient=gradient, hits=hits)
+        walk = Walk(
+            x, y, comparison, largest, scale=scale, side=side, room=KEPT_BYTES, gradient=gradient, hits=hits
+        )
+        ctx.scale = scale
         value = walk.run()
+        if found is not None:
+            found.append(walk.hits())
         if gradient:
             inputs = (x,) if y is None else (x, y)
             ctx.save_for_backward(*inputs, *walk.gradients())
-        if found is not None:
-            found.append(walk.hits())
         return value
 
     @staticmethod
     def backward(ctx: Any, *outputs: Any) -> tuple[Tensor | None, ...]:
         (factor,), saved = outputs, ctx.saved_tensors
         inputs, gradients = saved[: len(saved) // 2], saved[len(saved) // 2 :]
+        factor = factor * ctx.scale
         scaled = [_ScaledGradient.apply(gradient, factor, *inputs) for gradient in gradients]  # type: ignore[no-untyped-call]
-        return (*scaled, *[None] * (6 - len(scaled)))
+        return (*scaled, *[None] * (7 - len(scaled)))
 
 
 class _ScaledGradient(torch.autograd.Function):
@@ -118,7 +125,7 @@ def side_of_tiles(rows: int, columns: int, like: Tensor, *, symmetric: bool) -> 
 
     On the CPU 768: float32, D = 128, 2 cores with 0.5 MB of L2 each and 32 MB of L3 took for 8192 rows 0.43 s with
     256, 0.32 s with 512, 0.30 s with 768 and 0.3 to 0.6 s with 1024, whose power-of-two strides share cache lines.
-    Where 512 lets the second walk find all tiles ready and 768 does not, at 4096 rows, 512 is ahead by a seventh.
+    Where all tiles can be kept with 512 and not with 768, at 4096 rows, 512 is ahead by a seventh.
     Elsewhere 4096, since each tile costs a dozen launches.
     """
     if like.device.type != "cpu":

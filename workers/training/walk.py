@@ -42,7 +42,8 @@ class Anchors:
 class Walk:
     """One loss: its tiles, its vectors, and the gradients they add up to.
 
-    `side` is T; `room` the bytes of tiles that the first walk may keep for the second.
+    x and y are multiplied by `scale` on their way in; the gradients are those by what comes of it. `side` is T;
+    `room` how many bytes the first walk may keep for the second: all tiles or none.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Walk:
         comparison: Comparison,
         largest: float,
         *,
+        scale: float,
         side: int,
         room: int,
         gradient: bool,
@@ -59,8 +61,8 @@ class Walk:
     ) -> None:
         self.comparison, self.gradient, self.hits_wanted = comparison, gradient, hits
         self.layout = layout = Layout.of(comparison)
-        self.x = x[layout.row_order]
-        self.y = self.x if y is None else y[layout.column_order]
+        self.x = x[layout.row_order].mul_(scale)
+        self.y = self.x if y is None else y[layout.column_order].mul_(scale)
         self.side = side
         # Where no exp(s) and no sum of them can leave the range of the numbers, they need no maxima.
         self.plain = largest <= 0.6 * math.log(torch.finfo(x.dtype).max)
@@ -69,8 +71,9 @@ class Walk:
         self.row_contents = _ordered(comparison.row_contents, layout.row_order)
         self.column_contents = _ordered(comparison.column_contents, layout.column_order)
         self.tiles = layout.tiles(side, self.row_contents, self.column_contents)
+        sizes = sum(len(self.x[tile.rows.at]) * len(self.y[tile.columns.at]) for tile in self.tiles)
+        self.keep = gradient and sizes * x.element_size() <= room
         self.kept: list[Tensor] = []
-        self.room = room
         self.buffers = [x.new_empty(0), x.new_empty(0)]
         self.ones = x.new_empty(0)
         self.value = x.new_zeros(())
@@ -88,11 +91,11 @@ class Walk:
         return self.value
 
     def gradients(self) -> list[Tensor]:
-        """∂/∂x and, unless y is x, ∂/∂y, in the caller's order."""
-        orders = [(self.dx, self.layout.row_order)]
+        """By x and, unless y is x, by y, in the caller's order. Ends the walk: they take the place of x and y."""
+        gradients = [self.x.index_copy_(0, self.layout.row_order, self.dx)]
         if self.dy is not self.dx:
-            orders.append((self.dy, self.layout.column_order))
-        return [torch.empty_like(sums).index_copy_(0, order, sums) for sums, order in orders]
+            gradients.append(self.y.index_copy_(0, self.layout.column_order, self.dy))
+        return gradients
 
     def hits(self) -> Hits:
         rows = _in_order(self.anchors.hits(), self.layout.row_order)
@@ -114,7 +117,7 @@ class Walk:
             for side in self._sides():
                 side.log_negatives.zero_()
         for tile in self.tiles:
-            logits = self._logits(tile, keep=self.gradient)
+            logits = self._logits(tile, keep=self.keep)
             if self.hits_wanted:
                 self._see(tile, logits)
             self._sum(tile, logits)
@@ -160,7 +163,7 @@ class Walk:
 
     def _pushes(self, number: int, tile: Tile, row_push: Tensor, column_push: Tensor | None) -> Tensor:
         """∂/∂s (T, T) of a tile's negatives, from u or, where the walk is not plain, log u."""
-        if number < len(self.kept):
+        if self.keep:
             found = self.kept[number]
         else:
             found = self._logits(tile, keep=False)
@@ -183,7 +186,7 @@ class Walk:
         """s (T, T) with −∞ wherever it is no negative, to be overwritten by the caller."""
         x, y = self.x[tile.rows.at], self.y[tile.columns.at]
         shape = (len(x), len(y))
-        if keep and self._has_room_for(shape):
+        if keep:
             logits = x @ y.T
             self.kept.append(logits)
         else:
@@ -194,13 +197,6 @@ class Walk:
             same = self.row_contents[tile.rows.at, None] == self.column_contents[None, tile.columns.at]
             logits.masked_fill_(same, -math.inf)
         return logits
-
-    def _has_room_for(self, shape: tuple[int, int]) -> bool:
-        """Whether one more tile may be kept. Once one may not, none may: those kept are the first ones."""
-        wanted = math.prod(shape) * self.x.element_size()
-        fits = wanted <= self.room
-        self.room = self.room - wanted if fits else 0
-        return fits
 
     def _blank_positives(self, tile: Tile, logits: Tensor) -> None:
         """−∞ where row and column are of one class: a rectangle for each class, all on one line in a run."""
