@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workers.training.losses import NTXentLoss, SupConLoss
 from workers.training.comparison import Objective
+from workers.training.losses import NTXentLoss, SupConLoss
 
 TEMPERATURE = 0.07
 
