@@ -90,8 +90,8 @@ async def create_part(
 ) -> UploadPart:
     """Send a part. Several may be sent at once; a part sent twice gets two ids, and either will do."""
     form = FileForm(request.headers.get("content-type", ""), _PART_FIELD)
-    chunks = _bounded(form.file_chunks(stream_body(request, MAX_PART_BYTES + _FORM_BYTES)))
-    async with state.artifacts.receiving_part(upload_id, chunks) as part:
+    body = stream_body(request, MAX_PART_BYTES + _FORM_BYTES, _part_too_large())
+    async with state.artifacts.receiving_part(upload_id, _bounded(form.file_chunks(body))) as part:
         _check(form, part.stored)
         return await run_in_threadpool(_keep_part, state, caller, upload_id, part)
 
@@ -135,12 +135,16 @@ async def _bounded(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     async for chunk in chunks:
         size += len(chunk)
         if size > MAX_PART_BYTES:
-            raise LikenessError(
-                "request_too_large",
-                f"The part is larger than {MAX_PART_BYTES} bytes; cut the file into smaller ones.",
-                param=_PART_FIELD,
-            )
+            raise _part_too_large()
         yield chunk
+
+
+def _part_too_large() -> LikenessError:
+    return LikenessError(
+        "request_too_large",
+        f"The part is larger than {MAX_PART_BYTES} bytes; cut the file into smaller ones.",
+        param=_PART_FIELD,
+    )
 
 
 def _check(form: FileForm, stored: StoredFile) -> None:
