@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,6 +49,14 @@ class TextTokenizer:
     def vocabulary_size(self) -> int:
         size: int = self._tokenizer.get_vocab_size()
         return size
+
+    def continues(self) -> np.ndarray | None:
+        """Which tokens continue a word, (vocabulary_size,) bool; None where the tokenizer has no mark for them."""
+        prefix = json.loads(self._tokenizer.to_str())["model"].get("continuing_subword_prefix")
+        if not prefix:
+            return None
+        tokens = (self._tokenizer.id_to_token(number) or "" for number in range(self.vocabulary_size))
+        return np.array([token.startswith(prefix) for token in tokens])
 
     def __call__(self, texts: Sequence[str]) -> list[TokenizedText]:
         encodings = self._tokenizer.encode_batch_fast([self._prepare(text) for text in texts])

@@ -110,7 +110,7 @@ def test_any_text_can_be_prepared(tmp_path_factory, rows):
     assert items_of(data) == [tokens.ids.tolist() for row in rows for tokens in words(row)]
     flat = [text for row in rows for text in row]
     assert data.distinct == len(set(flat))
-    same = {content: text for content, text in zip(data.contents.tolist(), flat, strict=True)}
+    same = dict(zip(data.contents.tolist(), flat, strict=True))
     assert [same[content] for content in data.contents.tolist()] == flat
 
 
