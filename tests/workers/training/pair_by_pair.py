@@ -20,6 +20,7 @@ class Batch:
     ref_labels: Tensor | None = None
     content_ids: Tensor | None = None
     ref_content_ids: Tensor | None = None
+    anchor_offset: int | None = None
 
     @property
     def leaves(self) -> list[Tensor]:
@@ -34,7 +35,8 @@ class Batch:
     def positives(self, i: int) -> list[int]:
         columns = self.labels if self.ref_labels is None else self.ref_labels
         alike = [j for j in range(len(columns)) if columns[j] == self.labels[i]]
-        return [j for j in alike if self.ref_labels is not None or j != i]
+        offset = 0 if self.ref_labels is None else self.anchor_offset
+        return [j for j in alike if offset is None or j != offset + i]
 
     def negatives(self, i: int) -> list[int]:
         columns = self.labels if self.ref_labels is None else self.ref_labels
