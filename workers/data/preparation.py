@@ -29,7 +29,7 @@ from workers.data.row import Row
 UNFINISHED = ".unfinished-"
 #: A chunk ends with the row that brings it to either of these.
 _CHUNK_ITEMS = 4096
-_CHUNK_CHARACTERS = 4 * 1024 * 1024
+_CHUNK_CHARACTERS = 1024 * 1024
 #: How many content ids are sorted at a time to count the different ones.
 _SORTED_AT_ONCE = 8 * 1024 * 1024
 

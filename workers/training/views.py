@@ -48,7 +48,7 @@ def unchanged(content: Content, _rng: np.random.Generator) -> Content:
     return content
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class WordDeletion:
     """Leaves each word out with `probability`, but never all of them. continues: see `TextTokenizer.continues`."""
 
@@ -65,7 +65,7 @@ class WordDeletion:
         return _framed(content, kept[words])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SpanCrop:
     """Keeps a run of words, as long as a share of the text drawn between `shortest` and `longest`; one at least."""
 
@@ -83,7 +83,7 @@ class SpanCrop:
         return _framed(content, (start <= words) & (words < start + length))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GaussianNoise:
     """Adds noise of standard deviation `scale` times the vector's root mean square."""
 
@@ -95,7 +95,7 @@ class GaussianNoise:
         return noisy
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Masking:
     """Sets each number to 0 with `probability`, but never all of them."""
 

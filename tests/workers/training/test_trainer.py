@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from encoders.text import TextEncoder
+from workers.data.preparation import prepare
 from workers.data.prepared import Prepared
+from workers.data.row import Row
 from workers.training.batch_loss import TEMPERATURE_BOUNDS, yardstick
 from workers.training.batches import Batch
 from workers.training.config import LossConfig, TrainingConfig
@@ -22,6 +24,7 @@ from workers.training.trainer import (
     TrainingInterrupted,
     learning_rate_at,
 )
+from workers.training.views import WordDeletion
 
 
 def never() -> bool:
@@ -212,6 +215,37 @@ def test_three_interruptions_change_no_bit(encoder, data, config, loss):
     assert [(r.step, r.loss, r.trained_tokens) for r in reports] == [
         (r.step, r.loss, r.trained_tokens) for r in expected
     ]
+
+
+@pytest.mark.parametrize("kind", ["texts", "triplets", "labels", "several"])
+def test_every_kind_of_data_trains_and_goes_on_from_every_step(encoder, config, tmp_path, kind, colours, data):
+    other = {
+        "texts": [Row("texts", row.inputs[:1]) for row in colours],
+        "triplets": [Row("triplets", (*row.inputs, f"no {row.inputs[0]}")) for row in colours],
+        "labels": [Row("labels", (text,), row.inputs[0]) for row in colours for text in row.inputs],
+        "several": [Row("views", (*row.inputs, f"and {row.inputs[0]}")) for row in colours],
+    }[kind]
+    datasets = [prepare(iter(other), tmp_path / "entry", tokenizer=encoder.tokenizer, limit=48)]
+    if kind == "several":
+        datasets.append(data)
+    view = WordDeletion(0.3, encoder.tokenizer.continues())
+    reports: list[StepReport] = []
+    states = []
+
+    def keep(report: StepReport) -> None:
+        reports.append(report)
+        states.append(copy.deepcopy((trainer.state_dict(), encoder.state_dict())))
+
+    trainer = Trainer(encoder, datasets, config, view=view)
+    trainer.run(on_step=keep, should_stop=never)
+    assert len(reports) == trainer.total_steps >= 6
+    for step, (state, state_of_encoder) in enumerate(states, start=1):
+        resumed = Trainer(encoder, datasets, config, view=view)
+        resumed.load_state_dict(state)
+        encoder.load_state_dict(state_of_encoder)
+        losses: list[float] = []
+        resumed.run(on_step=lambda report, losses=losses: losses.append(report.loss), should_stop=never)
+        assert losses == [report.loss for report in reports[step:]]
 
 
 def test_a_finished_trainer_has_nothing_left_to_do(encoder, data, config):
