@@ -80,8 +80,9 @@ class Batches:
 
     bucket_by_length: for encoders that pad. What asks and what answers is then each of like length in a batch.
 
-    Memory: at most 8 bytes a row while an epoch lasts (for labels of which rows repeat, 12), and a few times as
-    much for a moment when it begins. To go on from a position costs what the batches of its epoch before it do.
+    Memory: 4 bytes a row while an epoch lasts, with bucket_by_length 8; for labels 9, and 4 more where rows repeat.
+    When an epoch of labels begins, or a stretch is sorted by length, some 25 a row of it more for a moment.
+    To go on from a position costs what drawing the batches of its epoch before it does.
 
     Raises NoBatchError if the batch size is below 2 (MIN_LABEL_BATCH for labels) or no batch can be formed.
     """
@@ -184,11 +185,11 @@ class Batches:
         notices = []
         if small := int((counts < self._m).sum()):
             notices.append(
-                f"{small} of {len(counts)} labels have fewer than {self._m} texts: "
-                "they come with as many as they have, and a single text only as a negative"
+                f"Labels with fewer than {self._m} texts: {small} of {len(counts)}. "
+                "They come with as many as they have, and a single text only as a negative"
             )
         if repeated := len(labels) - kept:
-            notices.append(f"{repeated} rows repeat a text and its label, and are left out")
+            notices.append(f"Rows that repeat a text and its label, and are left out: {repeated}")
         return notices
 
 

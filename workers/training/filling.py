@@ -37,7 +37,7 @@ def planned(data: Prepared, units: Units, order: npt.NDArray[np.integer[Any]], f
         if not len(filling.units):
             return
         short += not filling.is_full
-        if units.contrasts(filling.units):
+        if filling.is_full or units.contrasts(filling.units):
             yield filling.units
 
 
@@ -144,7 +144,8 @@ class _Filling:
         items = self._all.items(window)
         contents = self._data.contents[items.indices]
         fits = _without_repeats(self._contents, contents, items)
-        rows = np.cumsum(np.where(fits, self._all.rows(window), 0))
+        sizes = self._all.rows(window)
+        rows = np.cumsum(np.where(fits, sizes, 0))
         passed = len(window)
         filling = int(np.searchsorted(rows, self._full - self._rows))
         if filling < passed:
@@ -159,7 +160,7 @@ class _Filling:
         queue.pass_by(passed, window[:passed][~taken])
         self.units = np.concatenate([self.units, window[:passed][taken]])
         self._contents = np.concatenate([self._contents, contents[np.repeat(fits, items.counts)]])
-        self._rows = int(self._all.rows(self.units).sum())
+        self._rows += int(sizes[:passed][taken].sum())
 
 
 def _without_repeats(held: Indices, contents: Indices, items: Items) -> npt.NDArray[np.bool_]:

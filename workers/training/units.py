@@ -155,7 +155,8 @@ class GroupUnits:
 
     def completing(self, units: Indices, candidates: Indices) -> npt.NDArray[np.bool_]:
         present = np.unique(self._labels[units])
-        known = np.isin(self._labels[candidates], present)
+        # Mostly one candidate, and few labels: a table is ten times as fast as np.isin.
+        known = (self._labels[candidates][:, None] == present).any(axis=1)
         if len(present) == 1:
             alone = int(self.rows(units).sum()) == 1
             return ~known & (self.rows(candidates) > 1) if alone else ~known

@@ -244,7 +244,7 @@ def test_the_only_text_of_a_label_is_a_negative(prepare):
 
 def test_labels_with_few_texts_are_said(prepare):
     (said,) = Batches(prepare(labelled(0, 0, 0, 0, 1, 1, 1, 2)), batch_size=8, seed=0).notices
-    assert said.startswith("2 of 3 labels have fewer than 4 texts")
+    assert said.startswith("Labels with fewer than 4 texts: 2 of 3.")
     assert Batches(prepare(labelled(*([0, 1] * 8))), batch_size=8, seed=0).notices == []
 
 
@@ -252,7 +252,7 @@ def test_rows_that_repeat_a_text_and_its_label_count_once_and_are_said(prepare):
     rows = labelled(*([0, 1] * 8))
     batches = Batches(prepare(rows * 3), batch_size=8, seed=0)
     assert sum(batch.rows for batch in batches.epoch(0)) == 16
-    assert batches.notices == ["32 rows repeat a text and its label, and are left out"]
+    assert batches.notices == ["Rows that repeat a text and its label, and are left out: 32"]
 
 
 def test_a_text_with_two_labels_is_never_beside_itself(prepare):

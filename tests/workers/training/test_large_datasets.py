@@ -25,7 +25,7 @@ used = next(line for line in open("/proc/self/status") if line.startswith("VmDat
 limit = 1024 * int(used) + {HEADROOM}
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 try:
-    bytearray({HEADROOM})
+    bytearray(2 * {HEADROOM})
     sys.exit("the limit does not hold")
 except MemoryError:
     pass
