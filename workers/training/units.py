@@ -156,7 +156,7 @@ class GroupUnits:
     def completing(self, units: Indices, candidates: Indices) -> npt.NDArray[np.bool_]:
         present = np.unique(self._labels[units])
         # Mostly one candidate, and few labels: a table is ten times as fast as np.isin.
-        known = (self._labels[candidates][:, None] == present).any(axis=1)
+        known: npt.NDArray[np.bool_] = (self._labels[candidates][:, None] == present).any(axis=1)
         if len(present) == 1:
             alone = int(self.rows(units).sum()) == 1
             return ~known & (self.rows(candidates) > 1) if alone else ~known
