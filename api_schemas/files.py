@@ -7,7 +7,7 @@ from pydantic import Field
 from api_schemas.base import ResponseModel
 
 FileStatus = Literal["uploaded", "processed", "error"]
-DataFormat = Literal["pairs", "labels"]
+DataFormat = Literal["pairs", "triplets", "labels", "views", "texts", "vectors", "vector_pairs"]
 
 #: The longest row of a dataset, in bytes.
 MAX_ROW_BYTES = 1024 * 1024

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +35,8 @@ class TextTokenizer:
 
     def __init__(self, path: Path, *, max_seq_length: int, lowercase: bool) -> None:
         self._tokenizer = _open(path)
+        #: SHA-256 of all that decides which ids a text is given, hexadecimal.
+        self.fingerprint = _fingerprint(path, max_seq_length, lowercase=lowercase)
         # all-MiniLM-L6-v2 comes with both, at 128 tokens, while the model reads 256.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -45,6 +49,14 @@ class TextTokenizer:
     def vocabulary_size(self) -> int:
         size: int = self._tokenizer.get_vocab_size()
         return size
+
+    def continues(self) -> np.ndarray | None:
+        """Which tokens continue a word, (vocabulary_size,) bool; None where the tokenizer has no mark for them."""
+        prefix = json.loads(self._tokenizer.to_str())["model"].get("continuing_subword_prefix")
+        if not prefix:
+            return None
+        tokens = (self._tokenizer.id_to_token(number) or "" for number in range(self.vocabulary_size))
+        return np.array([token.startswith(prefix) for token in tokens])
 
     def __call__(self, texts: Sequence[str]) -> list[TokenizedText]:
         encodings = self._tokenizer.encode_batch_fast([self._prepare(text) for text in texts])
@@ -64,6 +76,11 @@ class TextTokenizer:
             return TokenizedText(np.array(ids, dtype=np.int32), len(ids))
         kept = [*ids[: self.max_seq_length - 1], ids[-1]]
         return TokenizedText(np.array(kept, dtype=np.int32), len(ids))
+
+
+def _fingerprint(path: Path, max_seq_length: int, *, lowercase: bool) -> str:
+    settings = f"{max_seq_length} {lowercase} {_CHARACTERS_PER_TOKEN}\n"
+    return hashlib.sha256(settings.encode() + path.read_bytes()).hexdigest()
 
 
 def _open(path: Path) -> Tokenizer:

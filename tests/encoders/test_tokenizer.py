@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from encoders.text import TextEncoder
+from encoders.tokenizer import TextTokenizer
 
 
 def test_a_long_text_is_cut_between_its_frame_and_tells_its_length(minilm: TextEncoder) -> None:
@@ -40,3 +41,26 @@ def test_whitespace_does_not_push_words_out_of_reach(minilm: TextEncoder) -> Non
 def test_half_a_surrogate_pair_is_read_as_a_question_mark(minilm: TextEncoder) -> None:
     broken, question = minilm.tokenize(["what\ud83d", "what?"])
     assert broken.ids.tolist() == question.ids.tolist()
+
+
+def test_tokens_that_continue_a_word_are_known(minilm):
+    (tokenized,) = minilm.tokenize(["unbelievably tokenized words"])
+    continues = minilm.tokenizer.continues()
+    assert len(continues) == minilm.tokenizer.vocabulary_size
+    begins = ~continues[tokenized.ids[1:-1]]
+    assert begins.sum() == 3 < len(begins)
+    assert begins[0]
+
+
+def test_the_fingerprint_holds_all_that_decides_the_ids(minilm_folder, tmp_path):
+    path = minilm_folder / "tokenizer.json"
+    altered = tmp_path / "tokenizer.json"
+    altered.write_text(path.read_text() + "\n")
+    tokenizers = [
+        TextTokenizer(path, max_seq_length=256, lowercase=False),
+        TextTokenizer(path, max_seq_length=128, lowercase=False),
+        TextTokenizer(path, max_seq_length=256, lowercase=True),
+        TextTokenizer(altered, max_seq_length=256, lowercase=False),
+    ]
+    assert len({tokenizer.fingerprint for tokenizer in tokenizers}) == 4
+    assert tokenizers[0].fingerprint == TextTokenizer(path, max_seq_length=256, lowercase=False).fingerprint

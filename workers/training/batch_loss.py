@@ -4,7 +4,7 @@
     symmetric false   anchors with what may answer them, as queries with documents
     symmetric true    and what answers with the anchors
 
-A text's index in the dataset is its content: one text is never a negative of itself, in whatever rows it stands.
+Contents are compared by their ids: one text is never a negative of itself, in whatever rows and files it stands.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class BatchLoss(nn.Module):
     def forward(self, embeddings: Tensor, batch: Batch) -> LossStatistics:
         """The loss of embeddings (N, D), one for each text of the batch. Raises NonFiniteEmbeddingsError."""
         form = self.loss.with_statistics if self.memory is None else self.memory.with_statistics
-        labels, contents = torch.from_numpy(batch.labels), torch.from_numpy(batch.texts)
+        labels, contents = torch.from_numpy(batch.labels), torch.from_numpy(batch.contents)
         if not self.directed:
             return form(embeddings, labels, content_ids=contents)
         asks = torch.from_numpy(batch.asks)

@@ -1,37 +1,41 @@
 """Batches: which rows meet in a step, decided by a seed and nothing else.
 
-A batch never holds a text twice under different rows: as a negative of itself it would be pushed away from
-where it is. A row that would bring such a text waits for a later batch of the same epoch.
+A batch never holds one content under different rows: as a negative of itself it would be pushed away from
+where it is. A row that would bring such a content waits for a later batch of the same epoch.
 
-Pairs: a row is an anchor and its positive; all other rows of the batch are its negatives.
+Pairs, triplets, views: the items of a row are alike, but for the hard negatives of a triplet, which nothing is
+alike; all other rows of the batch are its negatives.
+
+Texts: each text stands in the batch twice, for two views of it that training makes.
 
 Labels: each label's texts are shuffled and cut into groups of m (at most ROWS_PER_LABEL, at most half of a
 batch), and the groups of all labels are spread evenly over the epoch, so that a batch has about the shares of
-the labels in the file. A group that is left with one text borrows a second from its label; a label with one
-text stands alone, as a negative of the others.
+the labels in the file. No text occurs twice in an epoch: a label with fewer than m comes with all it has, and
+one with a single text stands alone, as a negative of the others.
 """
 
 from __future__ import annotations
 
-from array import array
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
-from typing import NamedTuple
+from itertools import count, islice
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from workers.training.datasets import Dataset, LabelDataset, PairDataset
+from workers.data.prepared import Prepared
+from workers.training.filling import planned, planned_by_length
+from workers.training.units import GroupUnits, Indices, RowUnits, Units, label_numbers, numbered
 
 #: m, the texts of one label that are drawn together: three positives for each anchor, and still many labels
 #: in a batch.
 ROWS_PER_LABEL = 4
 #: Two groups of two: the smallest batch in which labelled texts have positives and negatives.
 MIN_LABEL_BATCH = 4
-#: When what is left of an epoch shares its texts, each further batch would be short and look at all of it.
-_SHORT_BATCHES_PER_EPOCH = 16
+
+#: Where a sampler goes on: what it means is the sampler's own business.
+Position = tuple[int, ...]
 
 
 class NoBatchError(ValueError):
@@ -42,146 +46,167 @@ class NoBatchError(ValueError):
 class Batch:
     """What one step encodes and contrasts."""
 
-    texts: npt.NDArray[np.int64]  # (N,) indices into the dataset's texts
-    labels: npt.NDArray[np.int64]  # (N,) equal where texts are alike
-    asks: npt.NDArray[np.bool_]  # (N,) anchors of pairs, and labelled texts; false for what answers an anchor
-    rows: int  # of the dataset: N / 2 for pairs, N for labelled texts
+    items: npt.NDArray[np.int64]  # (N,) indices into the dataset's items
+    contents: npt.NDArray[np.int64]  # (N,) equal where the items are the same text or vector
+    labels: npt.NDArray[np.int64]  # (N,) equal where items are alike
+    asks: npt.NDArray[np.bool_]  # (N,) the first item of a row, and labelled items; false for what answers it
+    rows: int  # of the dataset
+    epoch: int = 0
+    source: int = 0  # which dataset, where several are mixed
+    after: Position = (0, 0)  # where to go on behind this batch
+
+
+class Sampler(Protocol):
+    """All batches of a run, the same for the same seed."""
+
+    start: Position
+    total_steps: int
+    notices: list[str]  # what is worth knowing of the rows, in sentences
+
+    def starting_at(self, position: Position) -> Iterator[Batch]:
+        """The batches from a position on, without an end."""
 
 
 class Batches:
-    """All batches of a run, the same for the same seed, reshuffled in each epoch.
+    """The batches of one dataset, reshuffled in each epoch.
 
     A batch has at most `batch_size` rows, and only an epoch's last ones and those of labelled texts (by less
     than m) have fewer. What would have no positive or no negative, such as the one row left over of an odd
-    number, is left out for that epoch; every other row occurs once (borrowed ones twice).
+    number, is left out for that epoch; every other row occurs once. Rows that repeat a text and its label count
+    as one.
+
+    total_steps: `epochs` times the batches of the first epoch, at most max_steps. Rows that wait can make
+    another epoch longer or shorter by a few; then the last one ends early, or a further one begins.
+
+    bucket_by_length: for encoders that pad. What asks and what answers is then each of like length in a batch.
+
+    Memory: 4 bytes a row while an epoch lasts, with bucket_by_length 8; for labels 9, and 4 more where rows repeat.
+    When an epoch of labels begins, or a stretch is sorted by length, some 25 a row of it more for a moment.
+    To go on from a position costs what drawing the batches of its epoch before it does.
 
     Raises NoBatchError if the batch size is below 2 (MIN_LABEL_BATCH for labels) or no batch can be formed.
     """
 
+    start: Position = (0, 0)  # epoch, and which of its batches
+
     def __init__(
-        self, dataset: Dataset, *, batch_size: int, seed: int, epochs: int = 1, max_steps: int | None = None
+        self,
+        data: Prepared,
+        *,
+        batch_size: int,
+        seed: int,
+        epochs: int = 1,
+        max_steps: int | None = None,
+        bucket_by_length: bool = False,
     ) -> None:
-        smallest = 2 if isinstance(dataset, PairDataset) else MIN_LABEL_BATCH
+        labelled = data.labels is not None
+        smallest = MIN_LABEL_BATCH if labelled else 2
         if batch_size < smallest:
             raise NoBatchError(f"batch_size must be at least {smallest} for this file, not {batch_size}.")
-        self._dataset = dataset
-        self._batch_size = batch_size
+        self._data = data
+        self._m = min(ROWS_PER_LABEL, batch_size // 2) if labelled else 1
+        # Full as soon as another group of m might not fit.
+        self._full = batch_size - self._m + 1
         self._seed = seed
-        self._epochs = epochs
-        # Rows that wait make the number differ from epoch to epoch. Planning them all gives it exactly, for
-        # a few µs a row and epoch.
-        self.total_steps = sum(1 for _ in islice(self._all(), max_steps))
+        self._bucket_by_length = bucket_by_length
+        self._kept = _without_repeated_rows(data) if labelled else None
+        self.notices = self._notices()
+        steps = epochs * sum(1 for _ in islice(self._planned(0), max_steps))
+        self.total_steps = steps if max_steps is None else min(steps, max_steps)
         if self.total_steps == 0:
             raise NoBatchError("No batch can be formed: all rows share their texts or their label.")
 
-    def starting_at(self, step: int) -> Iterator[Batch]:
-        """The batches of steps `step`, `step` + 1, … up to total_steps − 1."""
-        return islice(self._all(), step, self.total_steps)
+    def starting_at(self, position: Position) -> Iterator[Batch]:
+        """The batches from a position on, without an end."""
+        first_epoch, skipped = position
+        for epoch in count(first_epoch):
+            yield from self.epoch(epoch, skipped=skipped)
+            skipped = 0
 
-    def _all(self) -> Iterator[Batch]:
-        for epoch in range(self._epochs):
-            rng = np.random.default_rng([self._seed, epoch])
-            yield from _epoch(self._dataset, self._batch_size, rng)
+    def epoch(self, epoch: int, *, skipped: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch but the first `skipped`."""
+        for number, batch in enumerate(self._planned(epoch)):
+            if number >= skipped:
+                yield self._batch(*batch, epoch, number)
 
+    def _planned(self, epoch: int) -> Iterator[tuple[Units, Indices]]:
+        rng = np.random.default_rng([self._seed, epoch])
+        units, order = self._units(rng)
+        if self._bucket_by_length:
+            batches = planned_by_length(self._data, units, order, self._full, rng)
+        else:
+            batches = planned(self._data, units, order, self._full)
+        return ((units, batch) for batch in batches)
 
-class _Unit(NamedTuple):
-    """Texts that enter a batch together and are alike."""
+    def _units(self, rng: np.random.Generator) -> tuple[Units, npt.NDArray[np.integer[Any]]]:
+        """The units of an epoch, and the order in which they are wanted."""
+        if self._data.labels is not None:
+            rows = numbered(len(self._data)) if self._kept is None else self._kept
+            groups = GroupUnits(self._data, rows, self._m, rng, by_length=self._bucket_by_length)
+            return groups, groups.spread(rng)
+        order = numbered(len(self._data))
+        rng.shuffle(order)
+        return RowUnits(self._data), order
 
-    texts: tuple[int, ...]
-    asking: int  # how many of them ask, the first ones
-    label: int
-    rows: int
+    def _batch(self, units: Units, chosen: Indices, epoch: int, number: int) -> Batch:
+        items, counts = units.items(chosen)
+        if self._data.labels is None and self._data.format in ("texts", "vectors"):
+            items, counts = np.repeat(items, 2), counts * 2
+        contents = self._data.contents[items]
+        if self._data.labels is not None:
+            labels = self._data.labels[items].astype(np.int64)
+            asks = kept = np.ones(len(items), dtype=np.bool_)
+        else:
+            labels = np.repeat(chosen, counts)
+            place = np.arange(len(items)) - np.repeat(np.cumsum(counts) - counts, counts)
+            asks = place == 0
+            kept = np.ones(len(items), dtype=np.bool_)
+            if self._data.format == "triplets":
+                # Below 0: no row's label, so a positive of nothing.
+                labels = np.where(place > 1, -1 - items, labels)
+                # A row's negative that is its own positive, or named twice, would count as what it isn't.
+                kept = (place <= 1) | _is_first(contents)
+        return Batch(
+            items=items[kept],
+            contents=contents[kept],
+            labels=labels[kept],
+            asks=asks[kept],
+            rows=int(units.rows(chosen).sum()),
+            epoch=epoch,
+            after=(epoch, number + 1),
+        )
 
-
-def _epoch(dataset: Dataset, batch_size: int, rng: np.random.Generator) -> Iterator[Batch]:
-    if isinstance(dataset, PairDataset):
-        return _batches(_pair_units(dataset, rng), full=batch_size)
-    m = min(ROWS_PER_LABEL, batch_size // 2)
-    # Full as soon as another group of m might not fit.
-    return _batches(_label_units(dataset, m, rng), full=batch_size - m + 1)
-
-
-def _batches(fresh: Iterator[_Unit], full: int) -> Iterator[Batch]:
-    waiting: deque[_Unit] = deque()
-    short = 0
-    while short < _SHORT_BATCHES_PER_EPOCH and (units := _fill(fresh, waiting, full)):
-        short += _rows(units) < full
-        if _contrasts(units):
-            yield _batch(units)
-
-
-def _fill(fresh: Iterator[_Unit], waiting: deque[_Unit], full: int) -> list[_Unit]:
-    """Take units until `full` rows are reached. Those that don't fit this batch (go on to) wait:
-
-    they share a text with one taken, or would fill it up without a positive or a negative in it.
-    """
-    taken: list[_Unit] = []
-    held: set[int] = set()
-    rows = 0
-    for unit in chain(fresh, _each_once(waiting)):
-        fills = rows + unit.rows >= full
-        if not held.isdisjoint(unit.texts) or (fills and not _contrasts([*taken, unit])):
-            waiting.append(unit)
-            continue
-        taken.append(unit)
-        held.update(unit.texts)
-        rows += unit.rows
-        if fills:
-            break
-    return taken
-
-
-def _each_once(waiting: deque[_Unit]) -> Iterator[_Unit]:
-    """Those that wait now; what is appended meanwhile is not seen."""
-    for _ in range(len(waiting)):
-        yield waiting.popleft()
-
-
-def _batch(units: list[_Unit]) -> Batch:
-    sizes = [len(unit.texts) for unit in units]
-    return Batch(
-        texts=np.fromiter(chain.from_iterable(unit.texts for unit in units), dtype=np.int64, count=sum(sizes)),
-        labels=np.repeat(np.array([unit.label for unit in units], dtype=np.int64), sizes),
-        asks=np.concatenate([np.arange(size) < unit.asking for unit, size in zip(units, sizes, strict=True)]),
-        rows=_rows(units),
-    )
-
-
-def _contrasts(units: list[_Unit]) -> bool:
-    """Whether some text has a positive and some text a negative."""
-    return 1 < len({unit.label for unit in units}) < sum(len(unit.texts) for unit in units)
-
-
-def _rows(units: list[_Unit]) -> int:
-    return sum(unit.rows for unit in units)
+    def _notices(self) -> list[str]:
+        labels = self._data.labels
+        if labels is None:
+            return []
+        kept = len(labels) if self._kept is None else len(self._kept)
+        counts = np.bincount(labels if self._kept is None else labels[self._kept])
+        notices = []
+        if small := int((counts < self._m).sum()):
+            notices.append(
+                f"Labels with fewer than {self._m} texts: {small} of {len(counts)}. "
+                "They come with as many as they have, and a single text only as a negative"
+            )
+        if repeated := len(labels) - kept:
+            notices.append(f"Rows that repeat a text and its label, and are left out: {repeated}")
+        return notices
 
 
-def _pair_units(dataset: PairDataset, rng: np.random.Generator) -> Iterator[_Unit]:
-    for row in rng.permutation(len(dataset)).tolist():
-        yield _Unit((dataset.anchors[row], dataset.positives[row]), asking=1, label=row, rows=1)
+def _is_first(contents: Indices) -> npt.NDArray[np.bool_]:
+    """Whether no content before is the same, (N,)."""
+    first = np.zeros(len(contents), dtype=np.bool_)
+    first[np.unique(contents, return_index=True)[1]] = True
+    return first
 
 
-def _label_units(dataset: LabelDataset, m: int, rng: np.random.Generator) -> Iterator[_Unit]:
-    units: list[_Unit] = []
-    positions: list[float] = []
-    for label, items in enumerate(_items_by_label(dataset)):
-        groups = _groups(rng.permutation(items).tolist(), m)
-        units += (_Unit(tuple(group), len(group), label, len(group)) for group in groups)
-        # One group falls into each of equally long stretches of the epoch, anywhere in it.
-        positions += ((np.arange(len(groups)) + rng.random(len(groups))) / len(groups)).tolist()
-    for index in np.argsort(positions, kind="stable").tolist():
-        yield units[index]
-
-
-def _items_by_label(dataset: LabelDataset) -> list[array[int]]:
-    by_label = [array("i") for _ in dataset.label_names]
-    for item, label in zip(dataset.items, dataset.labels, strict=True):
-        by_label[label].append(item)
-    return by_label
-
-
-def _groups(items: list[int], m: int) -> list[list[int]]:
-    groups = [items[start : start + m] for start in range(0, len(items), m)]
-    if len(groups) > 1 and len(groups[-1]) == 1:
-        groups[-1].append(items[0])
-    return groups
+def _without_repeated_rows(data: Prepared) -> npt.NDArray[np.integer[Any]] | None:
+    """The rows of a labelled file, each content once for a label; None for all of them."""
+    if data.distinct == len(data):
+        return None
+    every = label_numbers(data)
+    order = np.lexsort((data.contents, every))
+    contents, labels = data.contents[order], every[order]
+    first = np.ones(len(order), dtype=np.bool_)
+    first[1:] = (contents[1:] != contents[:-1]) | (labels[1:] != labels[:-1])
+    return None if first.all() else np.sort(numbered(len(order))[order[first]])

@@ -1,4 +1,4 @@
-"""Training rows: JSON Lines from a file, judged row by row, then held as texts and indices.
+"""Training rows: JSON Lines from a file, judged row by row.
 
 All rows of a file are of one kind. Neither torch nor numpy is imported here, since the worker that only
 validates uploads does not need them.
@@ -6,13 +6,13 @@ validates uploads does not need them.
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 
 from api_schemas.files import MAX_LISTED_ERRORS, DataFormat, RowError
+from workers.data import row as data
 from workers.training.rows import EXPECTED, Row, RowRefusedError, numbered_lines, parse_row
 
 _ROWS_BETWEEN_REPORTS = 1000
@@ -36,34 +36,6 @@ class FileReport:
     def usable(self) -> bool:
         """Whether one can train on the file. One refused row is enough to make it unusable."""
         return self.error_count == 0
-
-
-@dataclass(frozen=True, eq=False)
-class PairDataset:
-    """Rows of anchor and positive. Row k is texts[anchors[k]] and texts[positives[k]]."""
-
-    texts: list[str]  # each text once
-    anchors: array[int]  # 32-bit indices into texts
-    positives: array[int]
-
-    def __len__(self) -> int:
-        return len(self.anchors)
-
-
-@dataclass(frozen=True, eq=False)
-class LabelDataset:
-    """Labelled texts. Row k is texts[items[k]] with the label label_names[labels[k]]; no row occurs twice."""
-
-    texts: list[str]  # each text once
-    items: array[int]  # 32-bit indices into texts
-    labels: array[int]  # 32-bit indices into label_names
-    label_names: list[str]
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-
-Dataset = PairDataset | LabelDataset
 
 
 # Validation
@@ -193,22 +165,19 @@ class _LabelFacts:
         return None
 
 
-# Loading
+# Reading
 
 
-def load(path: Path) -> Dataset:
-    """Read a validated file into memory, each text once.
+def rows(path: Path) -> Iterator[data.Row]:
+    """The rows of a validated file.
 
-    Labels 1 and "1" are one label. Repeated rows of a label file count once; repeated pairs are kept.
-
-    Raises DatasetError for a row that validation would refuse, or a file without rows; OSError.
+    Raises DatasetError for a row that validation would refuse; OSError.
     """
-    rows = _good_rows(path)
-    first = next(rows, None)
-    if first is None:
-        raise DatasetError("The file holds no rows.")
-    collect = _collect_pairs if first.format == "pairs" else _collect_labels
-    return collect(_prepend(first, rows))
+    for row in _good_rows(path):
+        if row.format == "pairs":
+            yield data.Row("pairs", (row.first, row.second))
+        else:
+            yield data.Row("labels", (row.first,), row.second)
 
 
 def _good_rows(path: Path) -> Iterator[Row]:
@@ -221,41 +190,3 @@ def _good_rows(path: Path) -> Iterator[Row]:
                 raise DatasetError(f"Row {number}: {refusal.message}") from refusal
             expected = row.format
             yield row
-
-
-def _prepend(first: Row, rest: Iterator[Row]) -> Iterator[Row]:
-    yield first
-    yield from rest
-
-
-class _Table:
-    """Numbers strings in the order in which they first occur."""
-
-    def __init__(self) -> None:
-        self._numbers: dict[str, int] = {}
-
-    def number(self, text: str) -> int:
-        return self._numbers.setdefault(text, len(self._numbers))
-
-    def entries(self) -> list[str]:
-        return list(self._numbers)
-
-
-def _collect_pairs(rows: Iterator[Row]) -> PairDataset:
-    texts, anchors, positives = _Table(), array("i"), array("i")
-    for row in rows:
-        anchors.append(texts.number(row.first))
-        positives.append(texts.number(row.second))
-    return PairDataset(texts.entries(), anchors, positives)
-
-
-def _collect_labels(rows: Iterator[Row]) -> LabelDataset:
-    texts, names, items, labels = _Table(), _Table(), array("i"), array("i")
-    known: set[tuple[int, int]] = set()
-    for row in rows:
-        item = (texts.number(row.first), names.number(row.second))
-        if item not in known:
-            known.add(item)
-            items.append(item[0])
-            labels.append(item[1])
-    return LabelDataset(texts.entries(), items, labels, names.entries())

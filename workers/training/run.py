@@ -24,6 +24,9 @@ from storage.logs import configure_logging
 from storage.settings import StorageSettings
 from storage.tables import Job
 from workers import exit_codes
+from workers.data.derived import cache_key, cached
+from workers.data.preparation import NoRowsError, PreparationStopped
+from workers.data.prepared import Prepared
 from workers.patience import patiently
 from workers.training import datasets, evaluation
 from workers.training.batch_loss import yardstick
@@ -31,7 +34,6 @@ from workers.training.batches import NoBatchError
 from workers.training.config import TrainingConfig
 from workers.training.losses import NonFiniteEmbeddingsError
 from workers.training.recorder import Attempt, Recorder
-from workers.training.tokens import TokenizedDataset, tokenize
 from workers.training.trainer import (
     NonFiniteLossError,
     OutOfMemoryInTraining,
@@ -52,7 +54,7 @@ def main(job_id: str, number: int) -> int:
     run = _Run(settings, Database(settings.required_database_url, pool_size=2), Attempt(job_id, number), stop)
     try:
         return _with_known_ends(run)
-    except (jobs.StaleAttempt, TrainingInterrupted) as end:
+    except (jobs.StaleAttempt, TrainingInterrupted, PreparationStopped) as end:
         log.info("training_left", reason=type(end).__name__)
         return exit_codes.INTERRUPTED if isinstance(end, TrainingInterrupted) else exit_codes.STALE
     except OperationalError as error:
@@ -88,7 +90,7 @@ def _with_known_ends(run: "_Run") -> int:
         run.fail(error.code, error.message)
     except EncoderError as error:
         run.fail("weights_unavailable", str(error))
-    except datasets.DatasetError as error:
+    except (datasets.DatasetError, NoRowsError) as error:
         run.fail("file_invalid", str(error))
     except FileNotFoundError as error:
         run.fail("training_file_missing", f"A file of this job is gone from the artifact store: {error.filename}")
@@ -121,9 +123,11 @@ class _Run:
         base_model, folder = self._base(job)
         encoder = TextEncoder.load(folder, device="cuda" if torch.cuda.is_available() else "cpu")
         config = TrainingConfig.from_method(Method(**job.method).contrastive, seed=job.seed)
-        training = self._tokens(job.training_file, encoder, config)
-        validation = self._tokens(job.validation_file, encoder, config) if job.validation_file else None
-        trainer = Trainer(encoder, training, config)
+        training = self._prepared(job.training_file, encoder, config)
+        validation = self._prepared(job.validation_file, encoder, config) if job.validation_file else None
+        trainer = Trainer(encoder, [training], config)
+        for notice in trainer.batches.notices:
+            self._recorder.say(notice)
         before = _validation_loss(trainer, validation)
         self._recorder.say(f"Training {job.model} on {encoder.device}: {trainer.total_steps} steps")
         trainer.run(on_step=self._recorder.step, should_stop=self._stop)
@@ -160,15 +164,23 @@ class _Run:
             registry.verify_weights(folder, promised)
         return job.model, folder
 
-    def _tokens(self, file_id: str, encoder: TextEncoder, config: TrainingConfig) -> TokenizedDataset:
-        dataset = datasets.load(self._verified(file_id))
-        tokens = tokenize(dataset, encoder, max_seq_length=config.max_seq_length)
-        cut = f", {tokens.truncated} of them cut to {config.max_seq_length} tokens" if tokens.truncated else ""
-        self._recorder.say(f"Read {len(dataset)} rows with {len(dataset.texts)} different texts{cut}")
-        return tokens
+    def _prepared(self, file_id: str, encoder: TextEncoder, config: TrainingConfig) -> Prepared:
+        path, sha = self._verified(file_id)
+        limit = min(config.max_seq_length, encoder.max_seq_length)
+        data = cached(
+            self._settings.derived_dir,
+            cache_key(sha, options={}, tokenizer=encoder.tokenizer.fingerprint, limit=limit),
+            lambda: datasets.rows(path),
+            tokenizer=encoder.tokenizer,
+            limit=limit,
+            should_stop=self._stop,
+        )
+        cut = f"; {data.truncated} of {data.items} texts are cut to {limit} tokens" if data.truncated else ""
+        self._recorder.say(f"Read {len(data)} rows with {data.distinct} different texts{cut}")
+        return data
 
-    def _verified(self, file_id: str) -> Path:
-        """Where the file's bytes lie, if they are still those that were sent."""
+    def _verified(self, file_id: str) -> tuple[Path, str]:
+        """Where the file's bytes lie, if they are still those that were sent, and their SHA-256."""
         with self._database.session_across_teams() as session:
             promised = files.get(session, file_id).sha256
         path = self._artifacts.file(file_id)
@@ -176,7 +188,7 @@ class _Run:
             raise LikenessError(
                 "artifact_corrupt", f"The stored bytes of {file_id} differ from those uploaded; upload the file again."
             )
-        return path
+        return path, promised
 
     def _compare(self, before: float | None, after: float | None) -> None:
         if before is not None and after is not None:
@@ -214,14 +226,14 @@ class _Run:
         return patiently(read)
 
 
-def _validation_loss(trainer: Trainer, tokens: TokenizedDataset | None) -> float | None:
+def _validation_loss(trainer: Trainer, data: Prepared | None) -> float | None:
     """The loss of training, in batches of its size, on rows that it doesn't train on."""
-    if tokens is None:
+    if data is None:
         return None
     config = trainer.config
     loss = yardstick(config.loss, dimension=trainer.encoder.dimension)
     with explaining_lack_of_memory(config, "Taking the validation loss"):
-        return evaluation.validation_loss(trainer.encoder, tokens, loss, batch_size=config.batch_size, seed=config.seed)
+        return evaluation.validation_loss(trainer.encoder, data, loss, batch_size=config.batch_size, seed=config.seed)
 
 
 if __name__ == "__main__":

@@ -84,9 +84,7 @@ class _Tiled(torch.autograd.Function):
         gradient = any(ctx.needs_input_grad[:2])
         side = tile or side_of_tiles(len(x), len(comparison.column_classes), x, symmetric=y is None)
         hits = found is not None
-        walk = Walk(
-            x, y, comparison, largest, scale=scale, side=side, room=KEPT_BYTES, gradient=gradient, hits=hits
-        )
+        walk = Walk(x, y, comparison, largest, scale=scale, side=side, room=KEPT_BYTES, gradient=gradient, hits=hits)
         ctx.scale = scale
         value = walk.run()
         if found is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -22,11 +22,13 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from encoders.text import TextEncoder
+from workers.data.prepared import Prepared
+from workers.training import tokens, views
 from workers.training.batch_loss import BatchLoss
-from workers.training.batches import Batch, Batches
+from workers.training.batches import Batch
 from workers.training.config import TrainingConfig
 from workers.training.losses import LossStatistics, NonFiniteEmbeddingsError
-from workers.training.tokens import TokenizedDataset
+from workers.training.mixing import Mixture
 
 #: A learnable temperature's learning rate over that of the weights. AdamW moves a parameter by about the learning
 #: rate a step: log τ has to go a distance of 1 or so in some hundred steps, weights a thousandth of that.
@@ -82,12 +84,21 @@ class Trainer:
     Raises ValueError if the rows and the batch size make no batch.
     """
 
-    def __init__(self, encoder: TextEncoder, tokens: TokenizedDataset, config: TrainingConfig) -> None:
+    def __init__(
+        self,
+        encoder: TextEncoder,
+        datasets: Sequence[Prepared],
+        config: TrainingConfig,
+        *,
+        view: views.View[views.Tokens] = views.unchanged,
+    ) -> None:
+        """view: what is made of each of the two copies of a text in datasets of plain texts."""
         self.encoder = encoder
-        self.tokens = tokens
+        self.datasets = datasets
         self.config = config
-        self.batches = Batches(
-            tokens.dataset,
+        self.view = view
+        self.batches = Mixture(
+            datasets,
             batch_size=config.batch_size,
             seed=config.seed,
             epochs=config.n_epochs,
@@ -100,6 +111,7 @@ class Trainer:
         ).to(encoder.device)
         self.optimizer = _optimizer(encoder, self.loss, config)
         self.step = 0  # steps taken
+        self.position = self.batches.start  # of the sampler
         self.trained_tokens = 0
 
     @property
@@ -114,7 +126,7 @@ class Trainer:
         """
         self.encoder.train()
         try:
-            for batch in self.batches.starting_at(self.step):
+            for batch in self.batches.starting_at(self.position):
                 if should_stop():
                     raise TrainingInterrupted(self.step, self.total_steps)
                 with explaining_lack_of_memory(self.config, f"Step {self.step + 1}"):
@@ -127,6 +139,7 @@ class Trainer:
         """All that a run needs to go on, besides the encoder's weights."""
         return {
             "step": self.step,
+            "position": self.position,
             "trained_tokens": self.trained_tokens,
             "optimizer": self.optimizer.state_dict(),
             "loss": self.loss.state_dict(),
@@ -136,6 +149,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.loss.load_state_dict(state["loss"])
         self.step = state["step"]
+        self.position = tuple(state["position"])
         self.trained_tokens = state["trained_tokens"]
 
     def _take_step(self, batch: Batch) -> StepReport:
@@ -143,16 +157,17 @@ class Trainer:
         learning_rate = self._set_learning_rate()
         torch.manual_seed(_step_seed(self.config.seed, self.step))
         # The encoder packs texts instead of padding them: no need to sort or bucket them by length.
-        tokens = self.tokens.select(batch.texts)
+        ids = self._tokens(batch)
         self.optimizer.zero_grad()  # also of a backward pass that came half way
-        result = self._forward(tokens, batch)
+        result = self._forward(ids, batch)
         result.value.backward()  # type: ignore[no-untyped-call]
         loss, grad_norm = self._clip_gradients(result.value)
         # Fused AdamW takes 16–23 ms for MiniLM's 23 million weights on 2 CPU cores, a plain loop 67–100 ms.
         self.optimizer.step()
         seconds = time.perf_counter() - began
-        count = sum(map(len, tokens))
+        count = sum(map(len, ids))
         self.step += 1
+        self.position = batch.after
         self.trained_tokens += count
         return StepReport(
             step=self.step,
@@ -176,9 +191,16 @@ class Trainer:
             group["lr"] = rate * group["rate_factor"]
         return rate
 
-    def _forward(self, tokens: list[np.ndarray], batch: Batch) -> LossStatistics:
+    def _tokens(self, batch: Batch) -> list[views.Tokens]:
+        data = self.datasets[batch.source]
+        ids = tokens.select(data, batch.items)
+        if data.format != "texts":
+            return ids
+        return views.apply(self.view, ids, batch.items, seed=self.config.seed, epoch=batch.epoch)
+
+    def _forward(self, ids: list[views.Tokens], batch: Batch) -> LossStatistics:
         try:
-            result: LossStatistics = self.loss(self.encoder(tokens), batch)
+            result: LossStatistics = self.loss(self.encoder(ids), batch)
             return result
         except NonFiniteEmbeddingsError as error:
             raise self._non_finite("The embeddings are") from error

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +9,11 @@ import torch
 
 from encoders.text import TextEncoder
 from tests.encoders.tiny_encoder import write_tiny_encoder
+from tests.workers.data.rows import pair
+from workers.data.preparation import prepare
+from workers.data.prepared import Prepared
+from workers.data.row import Row
 from workers.training.config import LossConfig, TrainingConfig
-from workers.training.datasets import PairDataset
-from workers.training.tokens import TokenizedDataset, tokenize
 
 COLOURS = [
     "red",
@@ -61,16 +62,17 @@ def encoder(tiny_folder: Path) -> TextEncoder:
     return TextEncoder.load(tiny_folder)
 
 
-@pytest.fixture
-def colours() -> PairDataset:
+@pytest.fixture(scope="session")
+def colours() -> list[Row]:
     """Twelve pairs, of different lengths, that a tiny encoder can learn to tell apart."""
-    texts = [text for colour in COLOURS for text in (f"{colour} {colour} paint", f"more of {colour} {colour} {colour}")]
-    return PairDataset(texts, array("i", range(0, 24, 2)), array("i", range(1, 24, 2)))
+    return [pair(f"{colour} {colour} paint", f"more of {colour} {colour} {colour}") for colour in COLOURS]
 
 
-@pytest.fixture
-def tokens(colours: PairDataset, encoder: TextEncoder) -> TokenizedDataset:
-    return tokenize(colours, encoder)
+@pytest.fixture(scope="session")
+def data(colours: list[Row], tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    """The colours, tokenized for the tiny encoder."""
+    tokenizer = TextEncoder.load(tiny_folder).tokenizer
+    return prepare(iter(colours), tmp_path_factory.mktemp("colours") / "entry", tokenizer=tokenizer, limit=48)
 
 
 @pytest.fixture

@@ -12,16 +12,19 @@ from workers.training.config import LossConfig
 from workers.training.losses import NTXentLoss, SupConLoss
 
 PAIRS = Batch(
-    texts=np.array([0, 1, 2, 3, 4, 5, 6, 7]),
+    items=np.arange(8),
+    contents=np.array([0, 1, 2, 3, 4, 5, 6, 7]),
     labels=np.array([5, 5, 9, 9, 2, 2, 7, 7]),
     asks=np.array([True, False] * 4),
     rows=4,
 )
-LABELS = Batch(texts=np.arange(6), labels=np.array([1, 1, 1, 0, 0, 3]), asks=np.full(6, True), rows=6)
+LABELS = Batch(
+    items=np.arange(6), contents=np.arange(6), labels=np.array([1, 1, 1, 0, 0, 3]), asks=np.full(6, True), rows=6
+)
 
 
 def embeddings(batch: Batch, seed: int = 0) -> torch.Tensor:
-    return torch.randn(len(batch.texts), 8, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(len(batch.items), 8, generator=torch.Generator().manual_seed(seed))
 
 
 def value(config: LossConfig, batch: Batch) -> float:
@@ -55,7 +58,7 @@ def test_one_direction_is_cross_entropy_over_the_positives():
 
 def test_one_text_is_never_its_own_negative():
     # Text 0 stands in two rows: as a negative of itself, with a cosine of 1, it would dominate everything.
-    repeated = Batch(np.array([0, 1, 0, 2]), np.array([0, 0, 1, 1]), np.array([True, False] * 2), rows=2)
+    repeated = Batch(np.arange(4), np.array([0, 1, 0, 2]), np.array([0, 0, 1, 1]), np.array([True, False] * 2), rows=2)
     rows = embeddings(repeated)
     rows[2] = rows[0]
     found = BatchLoss(LossConfig(temperature=0.01), dimension=8)(rows, repeated)
@@ -71,7 +74,7 @@ def test_a_memory_adds_the_texts_of_earlier_steps_after_the_warm_up(symmetric):
     )
     differences = []
     for step in range(4):
-        batch = Batch(PAIRS.texts + 8 * step, PAIRS.labels + 10 * step, PAIRS.asks, PAIRS.rows)
+        batch = Batch(PAIRS.items, PAIRS.contents + 8 * step, PAIRS.labels + 10 * step, PAIRS.asks, PAIRS.rows)
         rows = embeddings(batch, seed=step)
         differences.append((loss(rows, batch).value - alone(rows, batch).value).item())
     assert differences[:2] == [0, 0]

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from api_schemas.errors import ERROR_CODES
 from api_schemas.files import MAX_LISTED_ERRORS, MAX_ROW_BYTES
-from workers.training.datasets import DatasetError, FileReport, LabelDataset, PairDataset, load, validate
+from workers.data.row import Row
+from workers.training.datasets import DatasetError, FileReport, rows, validate
 from workers.training.rows import parse_row
 
 PAIR = '{"anchor": "a", "positive": "b"}'
@@ -300,39 +301,26 @@ def test_no_bytes_make_it_stumble(path, lines):
         assert error.code in ERROR_CODES
         error.message.encode()
     if report.usable:
-        assert len(load(path).texts) > 0
+        assert len(list(rows(path))) == report.rows
 
 
-# Loading
+# Reading
 
 
-def test_load_pairs_keeps_each_text_once(path):
+def test_pairs_are_read_as_they_stand(path):
     report_on(path, '{"anchor": "q1", "positive": "yes"}', '{"anchor": "q2", "positive": "yes"}')
-    dataset = load(path)
-    assert isinstance(dataset, PairDataset)
-    assert dataset.texts == ["q1", "yes", "q2"]
-    assert (list(dataset.anchors), list(dataset.positives), len(dataset)) == ([0, 2], [1, 1], 2)
+    assert list(rows(path)) == [Row("pairs", ("q1", "yes")), Row("pairs", ("q2", "yes"))]
 
 
-def test_load_labels_numbers_labels_and_drops_repeated_rows(path):
-    report_on(path, *GOOD_LABELS, LABELLED, '{"text": "a", "label": "7"}')
-    dataset = load(path)
-    assert isinstance(dataset, LabelDataset)
-    assert dataset.texts == ["a", "b", "c"]
-    assert dataset.label_names == ["x", "7"]
-    assert (list(dataset.items), list(dataset.labels), len(dataset)) == ([0, 1, 2, 0], [0, 0, 1, 1], 4)
+def test_labelled_texts_are_read_as_they_stand(path):
+    report_on(path, LABELLED, '{"text": "a", "label": 7}')
+    assert list(rows(path)) == [Row("labels", ("a",), "x"), Row("labels", ("a",), "7")]
 
 
-def test_load_refuses_a_bad_row_by_its_number(path):
+def test_a_bad_row_is_refused_by_its_number(path):
     report_on(path, PAIR, LABELLED)
     with pytest.raises(DatasetError, match="Row 2: has 'text' and 'label'"):
-        load(path)
-
-
-def test_load_refuses_an_empty_file(path):
-    report_on(path, b"")
-    with pytest.raises(DatasetError, match="no rows"):
-        load(path)
+        list(rows(path))
 
 
 def test_validation_needs_neither_torch_nor_numpy():

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from encoders.text import TextEncoder
+from workers.data.prepared import Prepared
 from workers.training.gradient_cache import EmbeddingsChangedError, GradientCache, RandomState
 from workers.training.losses import NTXentLoss, SupConLoss
 from workers.training.memory_bank import CrossBatchMemory
-from workers.training.tokens import TokenizedDataset
+from workers.training.tokens import select
 
 N = 11
 LABELS = torch.arange(N) % 4
@@ -130,10 +131,10 @@ def test_a_frozen_tower_stays_without_gradient():
 
 
 @pytest.mark.parametrize("micro_batch", [1, 5, 100])
-def test_the_real_encoder_with_its_own_dropout(encoder: TextEncoder, tokens: TokenizedDataset, micro_batch):
+def test_the_real_encoder_with_its_own_dropout(encoder: TextEncoder, data: Prepared, micro_batch):
     encoder.double().train()
     loss = NTXentLoss(0.1, learnable_temperature=True).double()
-    texts = tokens.select(torch.arange(24).numpy())
+    texts = select(data, torch.arange(24).numpy())
     labels = torch.arange(12).repeat_interleave(2)
     torch.manual_seed(3)
     loss(in_pieces(encoder, texts, micro_batch), labels).backward()

@@ -107,6 +107,29 @@ def test_events_tell_what_was_done_in_order(shared: Installation, trained: Any) 
     assert messages[-1] == f"New fine-tuned model created: {trained.fine_tuned_model}"
 
 
+def test_the_next_job_on_a_file_reuses_its_tokens_and_makes_damaged_ones_again(
+    shared: Installation, pairs_file: str, trained: Any
+) -> None:
+    entries = {path: (path / "ids.npy").stat().st_ino for path in shared.settings.derived_dir.iterdir()}
+    assert entries
+    again = shared.train(shared.create_job(pairs_file, seed=7))
+    assert {path: (path / "ids.npy").stat().st_ino for path in entries} == entries
+    for path in entries:
+        (path / "ids.npy").write_bytes(b"")
+    repaired = shared.train(shared.create_job(pairs_file, seed=7))
+    weights = {model_of(shared, job).weights_sha256 for job in (trained, again, repaired)}
+    assert len(weights) == 1
+
+
+def test_labels_with_few_texts_are_told(shared: Installation) -> None:
+    rows = [*LABELLED, {"text": "the only one", "label": "z"}, LABELLED[0]]
+    job = shared.train(shared.create_job(shared.upload(rows)))
+
+    messages = messages_of(shared, job.id)
+    assert any("texts: 1 of 6." in message for message in messages)
+    assert "Rows that repeat a text and its label, and are left out: 1" in messages
+
+
 def test_every_step_is_measured(shared: Installation, trained: Any) -> None:
     metrics = shared.request("GET", f"/v1/fine_tuning/jobs/{trained.id}/metrics").json()
 

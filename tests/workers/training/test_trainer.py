@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from encoders.text import TextEncoder
+from workers.data.preparation import prepare
+from workers.data.prepared import Prepared
+from workers.data.row import Row
 from workers.training.batch_loss import TEMPERATURE_BOUNDS, yardstick
 from workers.training.batches import Batch
 from workers.training.config import LossConfig, TrainingConfig
 from workers.training.evaluation import validation_loss
-from workers.training.tokens import TokenizedDataset
 from workers.training.trainer import (
     NonFiniteLossError,
     OutOfMemoryInTraining,
@@ -22,6 +24,7 @@ from workers.training.trainer import (
     TrainingInterrupted,
     learning_rate_at,
 )
+from workers.training.views import WordDeletion
 
 
 def never() -> bool:
@@ -40,9 +43,9 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
-def trained(encoder: TextEncoder, tokens: TokenizedDataset, config: TrainingConfig) -> list[StepReport]:
+def trained(encoder: TextEncoder, data: Prepared, config: TrainingConfig) -> list[StepReport]:
     reports: list[StepReport] = []
-    Trainer(encoder, tokens, config).run(on_step=reports.append, should_stop=never)
+    Trainer(encoder, [data], config).run(on_step=reports.append, should_stop=never)
     return reports
 
 
@@ -60,20 +63,20 @@ class StopAfter:
 # What a run does
 
 
-def test_training_brings_pairs_together(encoder, tokens, config):
+def test_training_brings_pairs_together(encoder, data, config):
     loss = yardstick(config.loss, dimension=encoder.dimension)
-    before = validation_loss(encoder, tokens, loss, batch_size=12, seed=0)
-    reports = trained(encoder, tokens, replace(config, n_epochs=20, batch_size=12, learning_rate=5e-3))
-    after = validation_loss(encoder, tokens, loss, batch_size=12, seed=0)
+    before = validation_loss(encoder, data, loss, batch_size=12, seed=0)
+    reports = trained(encoder, data, replace(config, n_epochs=20, batch_size=12, learning_rate=5e-3))
+    after = validation_loss(encoder, data, loss, batch_size=12, seed=0)
     assert after < before / 2
     assert reports[-1].positive_cosine - reports[-1].negative_cosine > 0.5
 
 
-def test_every_step_is_reported(encoder, tokens, config):
-    reports = trained(encoder, tokens, config)
+def test_every_step_is_reported(encoder, data, config):
+    reports = trained(encoder, data, config)
     assert [report.step for report in reports] == [1, 2, 3, 4, 5, 6]
     assert {report.total_steps for report in reports} == {6}
-    assert reports[-1].trained_tokens == 2 * len(tokens.ids)
+    assert reports[-1].trained_tokens == 2 * len(data.ids)
     for report in reports:
         assert report.loss > 0
         assert report.grad_norm > 0
@@ -82,35 +85,33 @@ def test_every_step_is_reported(encoder, tokens, config):
         assert report.tokens_per_second > report.pairs_per_second
 
 
-def test_dropout_is_on_in_training_and_off_afterwards(encoder, tokens, config):
+def test_dropout_is_on_in_training_and_off_afterwards(encoder, data, config):
     modes = []
-    trainer = Trainer(encoder, tokens, config)
+    trainer = Trainer(encoder, [data], config)
     trainer.run(on_step=lambda report: modes.append(encoder.training), should_stop=never)
     assert all(modes)
     assert not encoder.training
 
 
-def test_the_seed_decides_everything(encoder, tokens, config):
+def test_the_seed_decides_everything(encoder, data, config):
     twin, other = copy.deepcopy(encoder), copy.deepcopy(encoder)
-    trained(encoder, tokens, config)
+    trained(encoder, data, config)
     torch.rand(100)  # the global generator's state must not matter
-    trained(twin, tokens, config)
-    trained(other, tokens, replace(config, seed=1))
+    trained(twin, data, config)
+    trained(other, data, replace(config, seed=1))
     assert same(weights(encoder), weights(twin))
     assert not same(weights(encoder), weights(other))
 
 
-def test_the_seed_decides_dropout_too(encoder, tokens, config):
+def test_the_seed_decides_dropout_too(encoder, data, config):
     # One batch of all rows: only dropout and the order of rows can differ.
-    losses = [
-        trained(copy.deepcopy(encoder), tokens, replace(config, batch_size=12, n_epochs=1, seed=s)) for s in (0, 1)
-    ]
+    losses = [trained(copy.deepcopy(encoder), data, replace(config, batch_size=12, n_epochs=1, seed=s)) for s in (0, 1)]
     assert abs(losses[0][0].loss - losses[1][0].loss) > 1e-4
 
 
-def test_gradients_are_clipped(encoder, tokens, config):
+def test_gradients_are_clipped(encoder, data, config):
     # Plain descent would show the scale; AdamW hides it, but not from the first moment: m = (1 − β₁)·g.
-    trainer = Trainer(encoder, tokens, replace(config, max_grad_norm=1e-3, max_steps=1))
+    trainer = Trainer(encoder, [data], replace(config, max_grad_norm=1e-3, max_steps=1))
     reports: list[StepReport] = []
     trainer.run(on_step=reports.append, should_stop=never)
     moments = [state["exp_avg"] for state in trainer.optimizer.state.values()]
@@ -119,16 +120,16 @@ def test_gradients_are_clipped(encoder, tokens, config):
     assert clipped == pytest.approx(1e-3, rel=1e-2)
 
 
-def test_small_gradients_are_left_alone(encoder, tokens, config):
-    trainer = Trainer(encoder, tokens, replace(config, max_grad_norm=1e6, max_steps=1))
+def test_small_gradients_are_left_alone(encoder, data, config):
+    trainer = Trainer(encoder, [data], replace(config, max_grad_norm=1e6, max_steps=1))
     reports: list[StepReport] = []
     trainer.run(on_step=reports.append, should_stop=never)
     moments = [state["exp_avg"] for state in trainer.optimizer.state.values()]
     assert torch.nn.utils.get_total_norm(moments).item() / 0.1 == pytest.approx(reports[0].grad_norm, rel=1e-4)
 
 
-def test_only_matrices_decay(encoder, tokens, config):
-    trainer = Trainer(encoder, tokens, config)
+def test_only_matrices_decay(encoder, data, config):
+    trainer = Trainer(encoder, [data], config)
     decayed, spared, _ = trainer.optimizer.param_groups
     names = {id(parameter): name for name, parameter in encoder.named_parameters()}
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.01, 0.0)
@@ -137,20 +138,20 @@ def test_only_matrices_decay(encoder, tokens, config):
     assert len(decayed["params"]) + len(spared["params"]) == len(names)
 
 
-def test_a_learnable_temperature_is_learnt_and_reported(encoder, tokens, config):
-    fixed = trained(copy.deepcopy(encoder), tokens, replace(config, loss=LossConfig(temperature=0.1)))
+def test_a_learnable_temperature_is_learnt_and_reported(encoder, data, config):
+    fixed = trained(copy.deepcopy(encoder), data, replace(config, loss=LossConfig(temperature=0.1)))
     assert {report.temperature for report in fixed} == {0.1}
-    learnable = trained(encoder, tokens, replace(config, n_epochs=20, loss=LossConfig(temperature="learnable")))
+    learnable = trained(encoder, data, replace(config, n_epochs=20, loss=LossConfig(temperature="learnable")))
     assert learnable[0].temperature == pytest.approx(0.05)
     assert learnable[-1].temperature != pytest.approx(0.05, rel=0.1)
     low, high = TEMPERATURE_BOUNDS
     assert all(low <= report.temperature <= high for report in learnable)
 
 
-def test_frozen_weights_stay(encoder, tokens, config):
+def test_frozen_weights_stay(encoder, data, config):
     embeddings = encoder.bert.embeddings.word_embeddings.weight.requires_grad_(False)
     before = embeddings.clone()
-    trained(encoder, tokens, config)
+    trained(encoder, data, config)
     assert torch.equal(embeddings, before)
 
 
@@ -177,8 +178,8 @@ def test_the_learning_rate_peaks_once_and_is_never_zero(total_steps, warmup_rati
 
 
 @pytest.mark.parametrize("steps", [0, 1, 5])
-def test_it_stops_between_steps_when_asked(encoder, tokens, config, steps):
-    trainer = Trainer(encoder, tokens, config)
+def test_it_stops_between_steps_when_asked(encoder, data, config, steps):
+    trainer = Trainer(encoder, [data], config)
     with pytest.raises(TrainingInterrupted, match=f"after step {steps} of 6") as caught:
         trainer.run(on_step=ignore, should_stop=StopAfter(steps))
     assert caught.value.step == trainer.step == steps
@@ -193,15 +194,15 @@ def test_it_stops_between_steps_when_asked(encoder, tokens, config, steps):
         LossConfig(temperature="learnable", symmetric=False, memory_size=11),
     ],
 )
-def test_three_interruptions_change_no_bit(encoder, tokens, config, loss):
+def test_three_interruptions_change_no_bit(encoder, data, config, loss):
     config = replace(config, loss=loss)
     unbroken = copy.deepcopy(encoder)
-    expected = trained(unbroken, tokens, config)
+    expected = trained(unbroken, data, config)
     reports: list[StepReport] = []
     state = None
     for stop in (StopAfter(1), StopAfter(2), StopAfter(1), never):
         torch.rand(7)
-        trainer = Trainer(encoder, tokens, config)
+        trainer = Trainer(encoder, [data], config)
         if state is not None:
             trainer.load_state_dict(state)
         if stop is never:
@@ -216,8 +217,39 @@ def test_three_interruptions_change_no_bit(encoder, tokens, config, loss):
     ]
 
 
-def test_a_finished_trainer_has_nothing_left_to_do(encoder, tokens, config):
-    trainer = Trainer(encoder, tokens, config)
+@pytest.mark.parametrize("kind", ["texts", "triplets", "labels", "several"])
+def test_every_kind_of_data_trains_and_goes_on_from_every_step(encoder, config, tmp_path, kind, colours, data):
+    other = {
+        "texts": [Row("texts", row.inputs[:1]) for row in colours],
+        "triplets": [Row("triplets", (*row.inputs, f"no {row.inputs[0]}")) for row in colours],
+        "labels": [Row("labels", (text,), row.inputs[0]) for row in colours for text in row.inputs],
+        "several": [Row("views", (*row.inputs, f"and {row.inputs[0]}")) for row in colours],
+    }[kind]
+    datasets = [prepare(iter(other), tmp_path / "entry", tokenizer=encoder.tokenizer, limit=48)]
+    if kind == "several":
+        datasets.append(data)
+    view = WordDeletion(0.3, encoder.tokenizer.continues())
+    reports: list[StepReport] = []
+    states = []
+
+    def keep(report: StepReport) -> None:
+        reports.append(report)
+        states.append(copy.deepcopy((trainer.state_dict(), encoder.state_dict())))
+
+    trainer = Trainer(encoder, datasets, config, view=view)
+    trainer.run(on_step=keep, should_stop=never)
+    assert len(reports) == trainer.total_steps >= 6
+    for step, (state, state_of_encoder) in enumerate(states, start=1):
+        resumed = Trainer(encoder, datasets, config, view=view)
+        resumed.load_state_dict(state)
+        encoder.load_state_dict(state_of_encoder)
+        losses: list[float] = []
+        resumed.run(on_step=lambda report, losses=losses: losses.append(report.loss), should_stop=never)
+        assert losses == [report.loss for report in reports[step:]]
+
+
+def test_a_finished_trainer_has_nothing_left_to_do(encoder, data, config):
+    trainer = Trainer(encoder, [data], config)
     trainer.run(on_step=ignore, should_stop=never)
     before = weights(encoder)
     trainer.run(on_step=pytest.fail, should_stop=never)
@@ -236,12 +268,12 @@ def untouched(trainer: Trainer, before: dict[str, Tensor]) -> bool:
     )
 
 
-def test_non_finite_embeddings_update_nothing(encoder, tokens, config):
+def test_non_finite_embeddings_update_nothing(encoder, data, config):
     with torch.no_grad():
         encoder.bert.embeddings.LayerNorm.weight[3] = math.nan
     # NaN is not equal to itself, so what could have moved is looked at without it.
     before = {name: tensor.nan_to_num() for name, tensor in weights(encoder).items()}
-    trainer = Trainer(encoder, tokens, config)
+    trainer = Trainer(encoder, [data], config)
     with pytest.raises(NonFiniteLossError, match=r"embeddings are NaN or infinite at step 1 of 6.*learning rate"):
         trainer.run(on_step=pytest.fail, should_stop=never)
     with torch.no_grad():
@@ -250,9 +282,9 @@ def test_non_finite_embeddings_update_nothing(encoder, tokens, config):
 
 
 @pytest.mark.parametrize(("spoilt", "what"), [("value", "The loss is"), ("gradient", "The gradient is")])
-def test_a_non_finite_loss_or_gradient_updates_nothing(encoder, tokens, config, spoilt, what):
+def test_a_non_finite_loss_or_gradient_updates_nothing(encoder, data, config, spoilt, what):
     before = weights(encoder)
-    trainer = Trainer(encoder, tokens, config)
+    trainer = Trainer(encoder, [data], config)
     clean = trainer.loss.forward
 
     def spoil(embeddings: Tensor, batch: Batch):
@@ -276,9 +308,9 @@ def test_a_non_finite_loss_or_gradient_updates_nothing(encoder, tokens, config, 
         RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried"),
     ],
 )
-def test_lack_of_memory_names_the_remedies(encoder, tokens, config, error):
+def test_lack_of_memory_names_the_remedies(encoder, data, config, error):
     before = weights(encoder)
-    trainer = Trainer(encoder, tokens, config)
+    trainer = Trainer(encoder, [data], config)
 
     def fail(*args: object) -> None:
         raise error
@@ -290,15 +322,15 @@ def test_lack_of_memory_names_the_remedies(encoder, tokens, config, error):
     assert untouched(trainer, before)
 
 
-def test_the_cpu_allocators_own_error_is_recognised(encoder, tokens, config):
-    trainer = Trainer(encoder, tokens, config)
+def test_the_cpu_allocators_own_error_is_recognised(encoder, data, config):
+    trainer = Trainer(encoder, [data], config)
     trainer.loss.forward = lambda embeddings, batch: torch.empty(2**46)
     with pytest.raises(OutOfMemoryInTraining):
         trainer.run(on_step=pytest.fail, should_stop=never)
 
 
-def test_other_errors_pass_through(encoder, tokens, config):
-    trainer = Trainer(encoder, tokens, config)
+def test_other_errors_pass_through(encoder, data, config):
+    trainer = Trainer(encoder, [data], config)
 
     def fail(*args: object) -> None:
         raise RuntimeError("something else")
