@@ -24,11 +24,12 @@ from storage.logs import configure_logging
 from storage.settings import StorageSettings
 from storage.tables import Job
 from workers import exit_codes
+from workers.data import validation
 from workers.data.derived import cache_key, cached
 from workers.data.preparation import NoRowsError, PreparationStopped
 from workers.data.prepared import Prepared
 from workers.patience import patiently
-from workers.training import datasets, evaluation
+from workers.training import evaluation
 from workers.training.batch_loss import yardstick
 from workers.training.batches import NoBatchError
 from workers.training.config import TrainingConfig
@@ -90,7 +91,7 @@ def _with_known_ends(run: "_Run") -> int:
         run.fail(error.code, error.message)
     except EncoderError as error:
         run.fail("weights_unavailable", str(error))
-    except (datasets.DatasetError, NoRowsError) as error:
+    except (validation.DatasetError, NoRowsError) as error:
         run.fail("file_invalid", str(error))
     except FileNotFoundError as error:
         run.fail("training_file_missing", f"A file of this job is gone from the artifact store: {error.filename}")
@@ -170,7 +171,7 @@ class _Run:
         data = cached(
             self._settings.derived_dir,
             cache_key(sha, options={}, tokenizer=encoder.tokenizer.fingerprint, limit=limit),
-            lambda: datasets.rows(path),
+            lambda: validation.rows(path),
             tokenizer=encoder.tokenizer,
             limit=limit,
             should_stop=self._stop,
