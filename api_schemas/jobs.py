@@ -8,6 +8,7 @@ from pydantic_core.core_schema import ValidationInfo
 
 from api_schemas.base import Auto, PrintableStr, RequestModel, ResponseModel
 from api_schemas.errors import ErrorDetail
+from api_schemas.files import DataFormat
 
 JobStatus = Literal["validating_files", "queued", "running", "succeeded", "failed", "cancelled"]
 #: States that a job never leaves.
@@ -80,9 +81,33 @@ class ContrastiveHyperparameters(RequestModel):
     )
 
 
+class DataOptions(RequestModel):
+    """How the job's files are to be read, where their fields don't say it. See docs/data.md."""
+
+    format: DataFormat | Auto = Field(default="auto", description="What the rows are; auto: told by their fields.")
+        default="auto", description="What the rows are; auto: recognised by their fields."
+    )
+    columns: dict[Annotated[str, Field(max_length=32)], Annotated[str, Field(max_length=256)]] | None = Field(
+        default=None,
+        max_length=8,
+        description='Which field plays which role, such as {"anchor": "title", "positive": "body"}.',
+    )
+    view: Literal["dropout", "deletion", "span"] = Field(
+        default="dropout",
+        description="Plain texts only: what makes the two versions of a text differ. dropout: the encoder's own; "
+        "deletion: words left out; span: a run of words kept.",
+    )
+
+    @property
+    def as_uploaded(self) -> bool:
+        """Whether the files are read as they were when they were uploaded."""
+        return self.format == "auto" and not self.columns
+
+
 class Contrastive(RequestModel):
     """Contrastive fine-tuning: pull what is alike together, push the rest apart."""
 
+    data: DataOptions = Field(default_factory=DataOptions)
     loss: ContrastiveLoss = Field(default_factory=ContrastiveLoss)
     hyperparameters: ContrastiveHyperparameters = Field(default_factory=ContrastiveHyperparameters)
 

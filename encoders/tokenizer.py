@@ -7,12 +7,13 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from encoders.errors import UnsafeFolderError, UnsupportedArchitectureError
+from encoders.folder import read_max_seq_length, read_object
 
 # Text beyond this many characters for each token that the model reads is not looked at. English has 4 to 5
 # characters a token; hardly any text has 32 on average over its first 256 tokens.
@@ -44,6 +45,16 @@ class TextTokenizer:
         self.max_seq_length = max_seq_length
         if len(self._tokenizer.encode("").ids) != 2:
             raise UnsupportedArchitectureError("tokenizer.json must frame a text by one token on each side.")
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """The tokenizer of a sentence-transformers folder that `check_folder` has seen. Raises UnsafeFolderError."""
+        settings = read_object(folder, "sentence_bert_config.json")
+        return cls(
+            folder / "tokenizer.json",
+            max_seq_length=read_max_seq_length(folder),
+            lowercase=settings.get("do_lower_case") is True,
+        )
 
     @property
     def vocabulary_size(self) -> int:

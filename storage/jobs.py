@@ -14,9 +14,8 @@ from sqlalchemy import ColumnElement, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from api_schemas.defaults import resolve
 from api_schemas.errors import LikenessError
-from api_schemas.jobs import ENDED, JobCreate, Method, OpenAIHyperparameters
+from api_schemas.jobs import ENDED, JobCreate, Method
 from storage import models, queue
 from storage.ids import new_id
 from storage.pages import Order, page
@@ -29,10 +28,7 @@ MOST_CRASHES = 3
 
 Level = Literal["info", "warn", "error"]
 _NOW = func.clock_timestamp()
-_SYMMETRIC_WITHOUT_PAIRS = (
-    "`method.contrastive.loss.symmetric` says in which direction the pairs of a file are compared, and {} holds "
-    "labelled texts, which are all compared with one another. Leave it out."
-)
+_IN_PREPARATION = (Job.state == "validating_files", Job.validated)
 
 
 class StaleAttempt(Exception):  # noqa: N818 — it is a state of affairs, not somebody's error
@@ -140,11 +136,47 @@ def metrics(session: Session, job: Job) -> Sequence[dict[str, Any]]:
 def release_waiting_for(session: Session, file_id: str) -> None:
     """Queue the jobs that waited for this file's validation, or fail them when it is unusable."""
     reads_it = or_(Job.training_file == file_id, Job.validation_file == file_id)
-    waits_for_it = select(Job).where(reads_it, Job.state == "validating_files")
+    waits_for_it = select(Job).where(reads_it, Job.state == "validating_files", ~Job.validated)
     # In one order for everybody: two validations that release the same jobs must not wait for each other.
     for row in session.scalars(waits_for_it.order_by(Job.id).with_for_update()).all():
         ids = [row.training_file, *([row.validation_file] if row.validation_file else [])]
         _release(session, row, session.scalars(select(File).where(File.id.in_(ids))).all())
+
+
+# --- what preparation does ---
+
+
+def waiting_for_preparation(session: Session) -> Sequence[str]:
+    """Ids of the jobs whose files are validated and not yet prepared."""
+    return session.scalars(select(Job.id).where(*_IN_PREPARATION).order_by(Job.created_at)).all()
+
+
+def in_preparation(session: Session, job_id: str) -> Job | None:
+    """The job, while its files are being prepared. None once that is over: it is cancelled, or prepared already."""
+    return session.scalar(select(Job).where(Job.id == job_id, *_IN_PREPARATION))
+
+
+def record_preparation(session: Session, job_id: str, message: str) -> None:
+    """Write an event of a preparation. Does nothing once that is over."""
+    row = _locked_in_preparation(session, job_id)
+    if row is not None:
+        _add_event(session, row, "info", message)
+
+
+def prepared(session: Session, job_id: str, method: Method) -> None:
+    """Queue the job for its first attempt, with a method without `auto`. Does nothing once preparation is over."""
+    row = _locked_in_preparation(session, job_id)
+    if row is not None:
+        row.method = method.model_dump()
+        _next_attempt(session, row)
+        _add_event(session, row, "info", "Files prepared; job queued")
+
+
+def not_preparable(session: Session, job_id: str, code: str, message: str) -> None:
+    """Fail the job, with a reason a person can act on. Does nothing once preparation is over."""
+    row = _locked_in_preparation(session, job_id)
+    if row is not None:
+        _fail(session, row, code, message)
 
 
 # --- what a worker does for an attempt ---
@@ -286,6 +318,11 @@ def _locked(session: Session, job_id: str) -> Job | None:
     )
 
 
+def _locked_in_preparation(session: Session, job_id: str) -> Job | None:
+    row = _locked(session, job_id)
+    return row if row is not None and row.state == "validating_files" and row.validated else None
+
+
 def _is_running(job_id: str, attempt: int) -> tuple[ColumnElement[bool], ...]:
     return (Job.id == job_id, Job.state == "running", Job.attempt == attempt)
 
@@ -295,25 +332,18 @@ def _lease_end() -> ColumnElement[Any]:
 
 
 def _release(session: Session, row: Job, files: Sequence[File]) -> None:
-    """Queue a job whose files are all validated, or fail it when one is unusable."""
+    """Have the files of a job prepared once all are validated, or fail it when one is unusable.
+
+    What a job says of how its files are read may make rows of what were none when they were uploaded.
+    """
+    as_uploaded = Method(**row.method).contrastive.data.as_uploaded
     unusable = next((file for file in files if file.status == "error"), None)
-    if unusable is not None:
+    if unusable is not None and as_uploaded:
         _fail(session, row, "file_invalid", f"{unusable.filename}: {unusable.status_details}")
-    elif all(file.status == "processed" for file in files):
-        labelled = next((file for file in files if file.format != "pairs"), None)
-        if labelled is not None and Method(**row.method).contrastive.loss.symmetric is not None:
-            _fail(session, row, "invalid_value", _SYMMETRIC_WITHOUT_PAIRS.format(labelled.filename))
-        else:
-            _queue(session, row, next(file for file in files if file.id == row.training_file))
-
-
-def _queue(session: Session, row: Job, training: File) -> None:
-    """Choose what was left open, and ask for the first attempt."""
-    openai = OpenAIHyperparameters(**row.openai_hyperparameters) if row.openai_hyperparameters else None
-    method = resolve(Method(**row.method), openai, rows=training.rows or 0, max_seq_length=row.max_seq_length)
-    row.method = method.model_dump()
-    _next_attempt(session, row)
-    _add_event(session, row, "info", f"Files validated: {training.rows} rows; job queued")
+    elif all(file.status != "uploaded" for file in files):
+        row.validated = True
+        queue.put(session, row.team_id, queue.PREPARE, [row.id])
+        _add_event(session, row, "info", "Files validated; they are prepared for training next")
 
 
 def _next_attempt(session: Session, row: Job) -> None:

@@ -21,8 +21,9 @@ QueueName = Literal["gpu", "cpu"]
 
 TRAIN = "workers.tasks.train"
 VALIDATE_FILE = "workers.tasks.validate_file"
+PREPARE = "workers.tasks.prepare"
 #: The only callables a worker runs, and the queue each waits in.
-TASKS: dict[str, QueueName] = {TRAIN: "gpu", VALIDATE_FILE: "cpu"}
+TASKS: dict[str, QueueName] = {TRAIN: "gpu", VALIDATE_FILE: "cpu", PREPARE: "cpu"}
 
 _DISPATCH_BATCH = 100
 # A worker renews a task's heartbeat at least every 30 s while it is alive.

@@ -12,6 +12,7 @@ from sqlalchemy import (
     MetaData,
     Text,
     UniqueConstraint,
+    false,
     func,
 )
 from sqlalchemy.dialects.postgresql import JSONB
@@ -141,6 +142,8 @@ class Job(TeamOwned, Base):
     openai_hyperparameters: Mapped[dict[str, Any] | None]
     seed: Mapped[int] = mapped_column(BigInteger)
     suffix: Mapped[str | None]
+    # Its files are: while still in `validating_files` they are being prepared.
+    validated: Mapped[bool] = mapped_column(server_default=false())
     job_metadata: Mapped[dict[str, Any] | None]
     progress: Mapped[dict[str, Any] | None]
     error: Mapped[dict[str, Any] | None]

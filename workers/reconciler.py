@@ -51,6 +51,7 @@ class Reconciler:
         with self._database.session_across_teams() as session:
             expected: list[tuple[str, list[str | int]]] = []
             expected += [(queue.TRAIN, [job_id, attempt]) for job_id, attempt in jobs.queued(session)]
+            expected += [(queue.PREPARE, [job_id]) for job_id in jobs.waiting_for_preparation(session)]
             expected += [(queue.VALIDATE_FILE, [file_id]) for file_id in files.waiting_for_validation(session)]
         for task, arguments in expected:
             if not queue.is_alive(self._redis, task, arguments):

@@ -19,7 +19,7 @@ from storage.artifacts import ArtifactStore
 from storage.database import Database
 from storage.processes import start_child, stop_child
 from storage.settings import StorageSettings
-from workers import exit_codes
+from workers import exit_codes, preparing
 from workers.data import validation
 from workers.lease import Lease, LeaseLostError
 from workers.patience import patiently
@@ -130,17 +130,25 @@ def _settle_running(session: Session, job_id: str, attempt: int, code: int, *, s
         )  # fmt: skip
 
 
+def prepare(job_id: str) -> None:
+    """Tokenize the files of a job and queue it, unless they can't be trained on."""
+    settings = StorageSettings().with_running_servers()
+    with structlog.contextvars.bound_contextvars(job=job_id), _database() as database:
+        preparing.prepare(settings, database, job_id)
+        queue.dispatch_soon(database, queue.connect(settings.required_redis_url))
+
+
 def validate_file(file_id: str) -> None:
     """Read an uploaded file row by row, keep the verdict, and release the jobs that waited for it."""
     settings = StorageSettings().with_running_servers()
     with structlog.contextvars.bound_contextvars(file=file_id), _database() as database:
         try:
             with database.session_across_teams() as session:
-                files.get(session, file_id)
+                filename = files.get(session, file_id).filename
         except LikenessError:
             log.info("delivery_ignored", reason="the file is gone")
             return
-        verdict = _verdict(ArtifactStore(settings.artifacts_dir), file_id)
+        verdict = _verdict(ArtifactStore(settings.artifacts_dir), file_id, filename)
         with database.session_across_teams() as session:
             files.record_verdict(session, file_id, verdict)
             jobs.release_waiting_for(session, file_id)
@@ -148,9 +156,9 @@ def validate_file(file_id: str) -> None:
         queue.dispatch_soon(database, queue.connect(settings.required_redis_url))
 
 
-def _verdict(artifacts: ArtifactStore, file_id: str) -> files.Verdict:
+def _verdict(artifacts: ArtifactStore, file_id: str, filename: str) -> files.Verdict:
     try:
-        report = validation.validate(artifacts.file(file_id))
+        report = validation.validate(artifacts.file(file_id), filename=filename)
     except FileNotFoundError:
         gone = "Its bytes are gone from the artifact store; upload it again."
         return files.Verdict(usable=False, format=None, rows=0, error_count=0, errors=[], summary=gone)

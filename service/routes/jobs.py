@@ -53,11 +53,11 @@ def create_job(request: JobCreate, caller: CallerDep, state: StateDep) -> Job:
     """Fine-tune a model on a file. Everything but `model` and `training_file` has a default."""
     with state.database.session(caller.team_id) as session:
         model = find_model(session, state.settings, request.model)
-        training = _usable(files.get(session, request.training_file, param="training_file"), "training_file")
+        training = _usable(request, files.get(session, request.training_file, param="training_file"), "training_file")
         validation = None
         if request.validation_file is not None:
             row = files.get(session, request.validation_file, param="validation_file")
-            validation = _usable(row, "validation_file")
+            validation = _usable(request, row, "validation_file")
         _check_batch_size(request, training, validation)
         created = jobs.create(session, request, training, validation, max_seq_length=model.max_seq_length)
         answer = _wire(created)
@@ -144,8 +144,8 @@ def get_metrics(job_id: str, caller: CallerDep, state: StateDep) -> Metrics:
     return Metrics(data=steps, summary=_summary(steps))
 
 
-def _usable(file: tables.File, param: str) -> tables.File:
-    if file.status == "error":
+def _usable(request: JobCreate, file: tables.File, param: str) -> tables.File:
+    if file.status == "error" and request.method.contrastive.data.as_uploaded:
         raise LikenessError("file_invalid", f"File {file.id} can't be used: {file.status_details}", param=param)
     return file
 

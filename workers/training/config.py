@@ -28,6 +28,7 @@ class TrainingConfig:
     """Hyperparameters of one run. Ranges are those of `api_schemas.jobs`, checked there."""
 
     loss: LossConfig
+    view: Literal["dropout", "deletion", "span"] = "dropout"  # of plain texts
     n_epochs: int
     batch_size: int  # rows: pairs, or labelled texts
     learning_rate: float  # the peak
@@ -46,4 +47,4 @@ class TrainingConfig:
         unresolved = sorted(name for name, value in (values | loss).items() if value == "auto")
         if unresolved:
             raise UnresolvedAutoError(f"Not resolved before training: {', '.join(unresolved)}.")
-        return cls(**values, loss=LossConfig(**loss), seed=seed)
+        return cls(**values, loss=LossConfig(**loss), view=contrastive.data.view, seed=seed)

@@ -17,7 +17,7 @@ from api_schemas.jobs import Method
 from encoders import export, registry
 from encoders.errors import EncoderError
 from encoders.text import TextEncoder
-from storage import files, jobs, models
+from storage import jobs, models
 from storage.artifacts import ArtifactStore, sha256
 from storage.database import Database
 from storage.logs import configure_logging
@@ -25,9 +25,9 @@ from storage.settings import StorageSettings
 from storage.tables import Job
 from workers import exit_codes
 from workers.data import validation
-from workers.data.derived import cache_key, cached
 from workers.data.preparation import NoRowsError, PreparationStopped
 from workers.data.prepared import Prepared
+from workers.dataset_files import DatasetFiles
 from workers.patience import patiently
 from workers.training import evaluation
 from workers.training.batch_loss import yardstick
@@ -123,9 +123,11 @@ class _Run:
         job = self._job()
         base_model, folder = self._base(job)
         encoder = TextEncoder.load(folder, device="cuda" if torch.cuda.is_available() else "cpu")
-        config = TrainingConfig.from_method(Method(**job.method).contrastive, seed=job.seed)
-        training = self._prepared(job.training_file, encoder, config)
-        validation = self._prepared(job.validation_file, encoder, config) if job.validation_file else None
+        method = Method(**job.method).contrastive
+        config = TrainingConfig.from_method(method, seed=job.seed)
+        files = DatasetFiles(self._settings, self._database, encoder.tokenizer, method.data)
+        training = self._prepared(files, job.training_file, encoder, config)
+        validation = self._prepared(files, job.validation_file, encoder, config) if job.validation_file else None
         trainer = Trainer(encoder, [training], config)
         for notice in trainer.batches.notices:
             self._recorder.say(notice)
@@ -165,31 +167,12 @@ class _Run:
             registry.verify_weights(folder, promised)
         return job.model, folder
 
-    def _prepared(self, file_id: str, encoder: TextEncoder, config: TrainingConfig) -> Prepared:
-        path, sha = self._verified(file_id)
+    def _prepared(self, files: DatasetFiles, file_id: str, encoder: TextEncoder, config: TrainingConfig) -> Prepared:
         limit = min(config.max_seq_length, encoder.max_seq_length)
-        data = cached(
-            self._settings.derived_dir,
-            cache_key(sha, options={}, tokenizer=encoder.tokenizer.fingerprint, limit=limit),
-            lambda: validation.rows(path),
-            tokenizer=encoder.tokenizer,
-            limit=limit,
-            should_stop=self._stop,
-        )
+        data = files.prepared(file_id, limit=limit, should_stop=self._stop)
         cut = f"; {data.truncated} of {data.items} texts are cut to {limit} tokens" if data.truncated else ""
         self._recorder.say(f"Read {len(data)} rows with {data.distinct} different texts{cut}")
         return data
-
-    def _verified(self, file_id: str) -> tuple[Path, str]:
-        """Where the file's bytes lie, if they are still those that were sent, and their SHA-256."""
-        with self._database.session_across_teams() as session:
-            promised = files.get(session, file_id).sha256
-        path = self._artifacts.file(file_id)
-        if sha256(path) != promised:
-            raise LikenessError(
-                "artifact_corrupt", f"The stored bytes of {file_id} differ from those uploaded; upload the file again."
-            )
-        return path, promised
 
     def _compare(self, before: float | None, after: float | None) -> None:
         if before is not None and after is not None:

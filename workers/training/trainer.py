@@ -89,14 +89,11 @@ class Trainer:
         encoder: TextEncoder,
         datasets: Sequence[Prepared],
         config: TrainingConfig,
-        *,
-        view: views.View[views.Tokens] = views.unchanged,
     ) -> None:
-        """view: what is made of each of the two copies of a text in datasets of plain texts."""
         self.encoder = encoder
         self.datasets = datasets
         self.config = config
-        self.view = view
+        self.view = _view(config, encoder)
         self.batches = Mixture(
             datasets,
             batch_size=config.batch_size,
@@ -258,6 +255,14 @@ def learning_rate_at(step: int, total_steps: int, warmup_ratio: float, peak: flo
 def warmup_steps(total_steps: int, warmup_ratio: float) -> int:
     """How many steps the learning rate rises for."""
     return int(warmup_ratio * total_steps)
+
+
+def _view(config: TrainingConfig, encoder: TextEncoder) -> views.View[views.Tokens]:
+    """What is made of each of the two copies of a text in datasets of plain texts."""
+    if config.view == "dropout":
+        return views.unchanged
+    kind = views.WordDeletion if config.view == "deletion" else views.SpanCrop
+    return kind(continues=encoder.tokenizer.continues())
 
 
 def _optimizer(encoder: TextEncoder, loss: BatchLoss, config: TrainingConfig) -> torch.optim.AdamW:
