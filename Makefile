@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format docs constraints clean
+.PHONY: help setup demo test lint format docs figures constraints clean
 
 help: ## List the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -36,6 +36,9 @@ format: $(INSTALLED) ## Format the code and sort its imports
 
 docs: $(INSTALLED) ## Rewrite the documentation's tables that come from the code
 	$(BIN)/python -m docs.generate
+
+figures: $(INSTALLED) ## Draw the documentation's figures, with numbers that the real loss gave
+	$(BIN)/python -m docs.figures
 
 constraints: ## Pin what a fresh install of pyproject.toml gets today
 	rm -rf build/pin && $(PYTHON) -m venv build/pin

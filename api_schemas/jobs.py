@@ -40,14 +40,16 @@ class ContrastiveLoss(RequestModel):
     memory_size: Annotated[int, Field(ge=0, le=2**20)] = Field(
         default=0,
         description="How many texts of the steps before serve as further negatives and positives, once the learning "
-        "rate has risen. Only with symmetric: null.",
+        "rate has risen. Not with symmetric: true.",
     )
 
     @field_validator("memory_size")
     @classmethod
     def _one_direction_only(cls, size: int, info: ValidationInfo) -> int:
-        if size and info.data.get("symmetric") is not None:
-            raise PydanticCustomError("memory_is_not_asked", "must be 0 unless symmetric is null")
+        if size and info.data.get("symmetric"):
+            raise PydanticCustomError(
+                "memory_is_not_asked", "must be 0 with symmetric: true, since texts of earlier steps can't ask again"
+            )
         return size
 
 

@@ -97,8 +97,13 @@ class TextEncoder(nn.Module):
     def forward(self, tokens: Sequence[np.ndarray]) -> Tensor:
         """Token ids, one integer array (length,) a text, to pooled vectors (n, dimension).
 
-        Not yet of length 1, and with dropout when `training`.
+        Not yet of length 1, and with dropout when `training`. No texts have a gradient too, of zeros.
         """
+        if not tokens:
+            # Cut from the vector of some text: where several processes train, one that has no texts must go through
+            # the backward pass with the others, in the same parameters.
+            some_text = np.zeros(1, dtype=np.int32)
+            return self.forward([some_text])[:0]
         return self._pool(tokens, self.dropout if self.training else Dropout())
 
     @torch.inference_mode()

@@ -77,6 +77,24 @@ def test_no_texts_are_no_vectors(tiny: TextEncoder) -> None:
     assert tiny([]).shape == (0, 32)
 
 
+def test_no_texts_give_zeros_to_the_parameters_that_texts_give_gradients_to(tiny: TextEncoder) -> None:
+    tiny.train()
+    tiny([np.array([2, 5, 3])]).sum().backward()
+    moved = {name for name, parameter in tiny.named_parameters() if parameter.grad is not None}
+    tiny.zero_grad()
+    vectors = tiny([])
+    assert vectors.shape == (0, tiny.dimension)
+    vectors.sum().backward()
+    gradients = {name: parameter.grad for name, parameter in tiny.named_parameters() if parameter.grad is not None}
+    assert gradients.keys() == moved
+    assert not any(gradient.any() for gradient in gradients.values())
+
+
+def test_no_texts_have_the_type_of_the_weights_and_no_gradient_where_these_are_frozen(tiny: TextEncoder) -> None:
+    frozen = tiny.double().requires_grad_(False)([])
+    assert (frozen.dtype, frozen.requires_grad) == (torch.float64, False)
+
+
 def test_the_text_encoder_is_an_encoder(tiny: TextEncoder) -> None:
     encoder: Encoder[str] = tiny
     assert encoder.encode(["text"]).shape == (1, encoder.dimension)

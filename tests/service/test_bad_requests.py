@@ -66,7 +66,7 @@ WRONG_JOBS = [
     pytest.param(_loss(symmetric="yes"), 400, "invalid_type", f"{LOSS}.symmetric", "true or false", id="yes"),
     pytest.param(_loss(memory_size=-1), 400, "out_of_range", f"{LOSS}.memory_size", "at least 0", id="memory -1"),
     pytest.param(
-        _loss(memory_size=64, symmetric=True), 400, "invalid_value", f"{LOSS}.memory_size", "0 unless symmetric",
+        _loss(memory_size=64, symmetric=True), 400, "invalid_value", f"{LOSS}.memory_size", "0 with symmetric",
         id="a memory that would have to ask",
     ),
     pytest.param(_hyper(batch_size=1), 400, "out_of_range", f"{HYPERPARAMETERS}.batch_size", "at least 2", id="bs 1"),

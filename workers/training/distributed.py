@@ -24,11 +24,23 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from workers.training.losses import ContrastiveLoss, pair_weights
+from workers.training.comparison import numbered, pair_weights
+from workers.training.loss_inputs import LossInputs, holds_integers, largest_entries, unit_rows
+from workers.training.loss_statistics import LossStatistics, count_zero_rows
+from workers.training.losses import ContrastiveLoss
 
 T = TypeVar("T")
 _END: Any = object()
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_INCOMPLETE = -1
+#: What processes must agree on, for embeddings and for references.
+_FACTS = (
+    "an integer label and content id for each row",
+    "the width",
+    "the type",
+    "whether there is a gradient",
+    "whether there are content ids",
+)
 
 
 class ProcessesDisagreeError(ValueError):
@@ -63,56 +75,83 @@ class DistributedLoss(nn.Module):
     ) -> Tensor:
         """The loss of the whole batch, the same scalar in all processes. Arguments are those of the loss.
 
-        Raises ProcessesDisagreeError, and what the loss raises: it sees the gathered rows as its references, so
-        that a row with NaN is an error in all processes.
+        Raises ProcessesDisagreeError, and what the loss raises, in all processes alike: a row with NaN is named by
+        its place in the whole batch.
         """
+        inputs = LossInputs(embeddings, labels, ref_emb, ref_labels, content_ids, ref_content_ids)
         if process_count(self.group) == 1:
-            ids = {"content_ids": content_ids, "ref_content_ids": ref_content_ids}
-            alone: Tensor = self.loss(embeddings, labels, ref_emb, ref_labels, **ids)
+            alone: Tensor = self.loss(**inputs._asdict())
             return alone
-        anchors = gather(Rows(embeddings, labels, content_ids), self.group)
-        if ref_emb is None or ref_labels is None:
-            if ref_emb is not ref_labels:
-                raise ValueError("ref_emb and ref_labels go together: pass both or neither.")
-            part = self._part(anchors, anchors)
-            return _add_up(part, [anchors], self.group)
-        references = gather(Rows(ref_emb, ref_labels, ref_content_ids), self.group)
-        part = self._part(anchors, references)
-        if self.loss.symmetric:
-            part = (part + self._part(references, anchors)) / 2
-        return _add_up(part, [anchors, references], self.group)
+        tables = gather(inputs, self.group)
+        values = [self.loss(**part._asdict()) for part in self._parts(tables)]
+        return _add_up(torch.stack(values).mean(), tables, self.group)
 
-    def _part(self, anchors: GatheredRows, references: GatheredRows) -> Tensor:
-        """What this process' anchors add to the loss in one direction."""
+    def with_statistics(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        *,
+        content_ids: Tensor | None = None,
+        ref_content_ids: Tensor | None = None,
+    ) -> LossStatistics:
+        """The same loss with the statistics of the whole batch, the same in all processes. See `forward`."""
+        inputs = LossInputs(embeddings, labels, ref_emb, ref_labels, content_ids, ref_content_ids)
+        if process_count(self.group) == 1:
+            return self.loss.with_statistics(**inputs._asdict())
+        tables = gather(inputs, self.group)
+        parts = [self.loss.tallied(part) for part in self._parts(tables)]
+        value = _add_up(torch.stack([part.value for part in parts]).mean(), tables, self.group)
+        # Each process counts its own rows of zeros: as references, every process sees all of them.
+        zero_rows = torch.stack([count_zero_rows(self._own_units(table)) for table in tables]).sum()
+        totals = torch.stack([part.tally for part in parts]).sum(dim=0)
+        totals = torch.cat([totals, zero_rows.to(totals).view(1)])
+        dist.all_reduce(totals, group=self.group)
+        return LossStatistics.of(value, totals[:-1], totals[-1], self.loss.temperature)
+
+    def _parts(self, tables: list[GatheredRows]) -> list[LossInputs]:
+        """What this process' anchors ask, in one direction or both."""
+        anchors, references = tables[0], tables[-1]
+        # The loss looks at all references, but at its own anchors only: it would raise where they are, and the
+        # other processes would wait.
+        largest_entries(anchors.every.embeddings)
+        directions = [(anchors, references)]
+        if self.loss.symmetric and references is not anchors:
+            directions.append((references, anchors))
+        return [self._part(*direction) for direction in directions]
+
+    def _part(self, anchors: GatheredRows, references: GatheredRows) -> LossInputs:
         own, every = anchors.own, references.every
-        part: Tensor = self.loss(
+        return LossInputs(
             own.embeddings,
             own.labels,
             every.embeddings,
             every.labels,
-            content_ids=own.content_ids,
-            ref_content_ids=every.content_ids,
+            own.content_ids,
+            every.content_ids,
             anchor_offset=anchors.start if anchors is references else None,
             anchor_weights=self._weights(anchors, references),
         )
-        return part
 
     def _weights(self, anchors: GatheredRows, references: GatheredRows) -> Tensor:
         """What a pair of each own anchor counts in the whole loss, (N_w,)."""
-        labels, asked = anchors.every.labels, references.every.labels
-        names, numbers = torch.unique(torch.cat([labels, asked]), return_inverse=True)
-        classes, count = numbers[: len(labels)], len(names)
-        found = torch.bincount(numbers[len(labels) :], minlength=count)[classes]
+        count, classes, asked = numbered(anchors.every.labels, references.every.labels)
+        found = torch.bincount(asked, minlength=count)[classes]
         dtype = torch.promote_types(anchors.own.embeddings.dtype, torch.float32)
         weights = pair_weights(classes, count, found - int(anchors is references), self.loss.reduction, dtype)
         return weights[anchors.start : anchors.start + len(anchors.own.embeddings)]
+
+    def _own_units(self, table: GatheredRows) -> Tensor:
+        own = table.own.embeddings.detach()
+        return unit_rows(own.to(torch.promote_types(own.dtype, torch.float32)), self.loss.eps)
 
 
 @dataclass(frozen=True)
 class Rows:
     embeddings: Tensor  # (n, D)
-    labels: Tensor  # (n,) integer
-    content_ids: Tensor | None = None  # (n,) integer
+    labels: Tensor  # (n,) int64
+    content_ids: Tensor | None  # (n,) int64
 
 
 @dataclass(frozen=True)
@@ -124,19 +163,29 @@ class GatheredRows:
     start: int
 
 
-def gather(rows: Rows, group: dist.ProcessGroup | None = None) -> GatheredRows:
-    """All processes' rows, with a gradient to their embeddings. A collective: every process calls it.
+def gather(inputs: LossInputs, group: dist.ProcessGroup | None = None) -> list[GatheredRows]:
+    """All processes' embeddings, and references if there are any, with a gradient to both.
 
-    Raises ProcessesDisagreeError.
+    A collective: every process calls it. Raises ProcessesDisagreeError.
     """
-    device = rows.embeddings.device
-    labels = rows.labels.to(device, torch.int64)
-    ids = None if rows.content_ids is None else rows.content_ids.to(device, torch.int64)
-    own = Rows(rows.embeddings, labels, ids)
-    counts = _agreed_counts(own, group)
-    embeddings: Tensor = _Gather.apply(own.embeddings, counts, group)  # type: ignore[no-untyped-call]
-    every = Rows(embeddings, _gathered(labels, counts, group), None if ids is None else _gathered(ids, counts, group))
-    return GatheredRows(own, every, start=sum(counts[: dist.get_rank(group)]))
+    counts = _agreed_counts(inputs, group)
+    tables = [_gathered_rows(inputs.embeddings, inputs.labels, inputs.content_ids, counts[0], group)]
+    if inputs.ref_emb is not None and inputs.ref_labels is not None:
+        tables.append(_gathered_rows(inputs.ref_emb, inputs.ref_labels, inputs.ref_content_ids, counts[1], group))
+    return tables
+
+
+def _gathered_rows(
+    embeddings: Tensor, labels: Tensor, ids: Tensor | None, counts: list[int], group: dist.ProcessGroup | None
+) -> GatheredRows:
+    labels = labels.to(embeddings.device, torch.int64)
+    ids = None if ids is None else ids.to(labels)
+    every: Tensor = _Gather.apply(embeddings, counts, group)  # type: ignore[no-untyped-call]
+    return GatheredRows(
+        Rows(embeddings, labels, ids),
+        Rows(every, _gathered(labels, counts, group), None if ids is None else _gathered(ids, counts, group)),
+        start=sum(counts[: dist.get_rank(group)]),
+    )
 
 
 def in_step(
@@ -176,25 +225,47 @@ def process_count(group: dist.ProcessGroup | None = None) -> int:
     return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
 
 
-def _agreed_counts(rows: Rows, group: dist.ProcessGroup | None) -> list[int]:
-    """N_w of all processes. What one might refuse alone, while others wait for it, is refused by all here."""
-    table, labels, ids = rows.embeddings, rows.labels, rows.content_ids
-    complete = table.ndim == 2 and labels.shape == table.shape[:1] and (ids is None or ids.shape == labels.shape)
-    facts = {
-        "a label and a content id for each row of a table": complete,
-        "the table's width": table.shape[-1] if complete else 0,
-        "its type": _DTYPES.index(table.dtype) if table.dtype in _DTYPES else -1,
-        "whether it carries a gradient": table.requires_grad and torch.is_grad_enabled(),
-        "whether there are content ids": ids is not None,
+def _agreed_counts(inputs: LossInputs, group: dist.ProcessGroup | None) -> tuple[list[int], list[int]]:
+    """N_w of all processes, of embeddings and of references; 0 where there are none.
+
+    What one process might refuse alone, while others wait for it, is refused by all here.
+    """
+    tables = {
+        "embeddings": (inputs.embeddings, inputs.labels, inputs.content_ids),
+        "references": (inputs.ref_emb, inputs.ref_labels, inputs.ref_content_ids),
     }
-    own = torch.tensor([len(table) if complete else 0, *map(int, facts.values())], device=table.device)
+    own = torch.tensor([_facts(*table) for table in tables.values()], device=inputs.embeddings.device)
     processes = [torch.empty_like(own) for _ in range(process_count(group))]
     dist.all_gather(processes, own, group=group)
-    counts, *found = torch.stack(processes).T.tolist()
-    for fact, values in zip(facts, found, strict=True):
-        if len(set(values)) > 1 or not found[0][0]:
-            raise ProcessesDisagreeError(f"Processes must agree on {fact}, but from rank 0 on it is {values}.")
-    return list(counts)
+    of_embeddings, of_references = torch.stack(processes, dim=2).tolist()
+    for name, found in zip(tables, (of_embeddings, of_references), strict=True):
+        for fact, values in zip(_FACTS, found, strict=False):
+            if len(set(values)) > 1 or _INCOMPLETE in values:
+                raise ProcessesDisagreeError(
+                    f"Processes must agree on {fact} of their {name}, but from rank 0 on it is {values}."
+                )
+    return of_embeddings[-1], of_references[-1]
+
+
+def _facts(table: Tensor | None, labels: Tensor | None, ids: Tensor | None) -> list[int]:
+    """A number for each of _FACTS, and how many rows there are."""
+    if table is None and labels is None:
+        return [0] * (len(_FACTS) + 1)
+    numbers = [labels, *([] if ids is None else [ids])]
+    if table is None or table.ndim != 2 or not all(_one_a_row(each, table) for each in numbers):
+        return [_INCOMPLETE] + [0] * len(_FACTS)
+    return [
+        1,
+        table.shape[1],
+        _DTYPES.index(table.dtype) if table.dtype in _DTYPES else len(_DTYPES),
+        int(table.requires_grad and torch.is_grad_enabled()),
+        int(ids is not None),
+        len(table),
+    ]
+
+
+def _one_a_row(numbers: Tensor | None, table: Tensor) -> bool:
+    return numbers is not None and numbers.shape == table.shape[:1] and holds_integers(numbers)
 
 
 def _gathered(own: Tensor, counts: list[int], group: dist.ProcessGroup | None) -> Tensor:

@@ -121,8 +121,11 @@ class GradientCache:
         `loss` is a loss of this package or its `with_statistics`, and is called once; parameters of its own, such
         as a learnable temperature, get their gradient too.
 
-        Raises EmbeddingsChangedError, and whatever encoders and loss raise.
+        Raises EmbeddingsChangedError, ValueError for ref_inputs without ref_labels or the reverse, and whatever
+        encoders and loss raise.
         """
+        if (ref_inputs is None) != (ref_labels is None):
+            raise ValueError("ref_inputs and ref_labels go together: pass both or neither.")
         towers = [self._embed(self.encoder, inputs)]
         if ref_inputs is not None:
             towers.append(self._embed(self.ref_encoder, ref_inputs))
@@ -167,8 +170,8 @@ class GradientCache:
                 if again.requires_grad:  # not of a frozen encoder
                     again.backward(gradient)  # type: ignore[no-untyped-call]
             drifts.append(_drift(part.embeddings, again.detach()))
-        # Asked at the end: each answer waits for the device.
-        if any(drift.item() > _SAME for drift in drifts):
+        # Asked at the end: each answer waits for the device. NaN is no drift that is small enough.
+        if not all(drift.item() <= _SAME for drift in drifts):
             raise EmbeddingsChangedError
 
 

@@ -11,9 +11,16 @@ and the loss is the wrapped one over these sets: NT-Xent, reduction "pair", for 
 
     Σ_i Σ_{p∈P(i)} −log( exp(s_ip) / (exp(s_ip) + Σ_{n∈N(i)} exp(s_in)) ) / Σ_i |P(i)|,   i over the batch.
 
-Rows of the batch take a gradient in both roles, as anchors and as one another's positives and negatives; rows
-of the queue are constants. They were embedded by weights of up to Q / N steps ago: while those change fast,
-at the start of training, the queue pulls towards where rows no longer are, hence the warm-up.
+With references (query → document), the queue holds past references, and row i of the batch has
+
+    P(i) = references of the batch and of the queue with its label, N(i) = those with another label and content,
+
+as if the queue were more references of the batch. In the direction from references to the batch, where the loss is
+symmetric, a queued one asks too if the batch has rows of its label; without any it adds nothing.
+
+Rows and references of the batch take a gradient in all their roles; rows of the queue are constants. They were
+embedded by weights of up to Q / N steps ago: while those change fast, at the start of training, the queue pulls
+towards where rows no longer are, hence the warm-up.
 
 Sources: Wang et al. 2020, "Cross-Batch Memory for Embedding Learning"; He et al. 2020, "Momentum Contrast for
 Unsupervised Visual Representation Learning" (the queue).
@@ -27,13 +34,14 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from workers.training.loss_inputs import LossInputs, checked
 from workers.training.losses import ContrastiveLoss, LossStatistics
 
 T = TypeVar("T")
 
 
 class CrossBatchMemory(nn.Module):
-    """Contrasts a batch with itself and the last `size` rows before it; see the top of the module.
+    """Contrasts a batch with itself, or its references, and the last `size` before them; see the top of the module.
 
     Each call in training mode is a step: it contrasts, then puts the batch into the queue. The first `warm_up`
     steps only fill the queue. Outside training mode it is the wrapped loss, and the queue is left alone.
@@ -47,6 +55,7 @@ class CrossBatchMemory(nn.Module):
     embeddings: Tensor  # (size, D)
     labels: Tensor  # (size,) int64
     content_ids: Tensor  # (size,) int64, meaningless unless has_content_ids
+    has_references: Tensor  # () bool, whether the rows were references
     has_content_ids: Tensor  # () bool
     seen: Tensor  # () int64, rows ever put in
     steps: Tensor  # () int64
@@ -63,6 +72,7 @@ class CrossBatchMemory(nn.Module):
         self.register_buffer("embeddings", torch.zeros(size, dimension))
         self.register_buffer("labels", torch.zeros(size, dtype=torch.long))
         self.register_buffer("content_ids", torch.zeros(size, dtype=torch.long))
+        self.register_buffer("has_references", torch.tensor(False))
         self.register_buffer("has_content_ids", torch.tensor(False))
         self.register_buffer("seen", torch.tensor(0))
         self.register_buffer("steps", torch.tensor(0))
@@ -80,52 +90,80 @@ class CrossBatchMemory(nn.Module):
         """The place of the next row."""
         return int(self.seen) % self.size
 
-    def forward(self, embeddings: Tensor, labels: Tensor, content_ids: Tensor | None = None) -> Tensor:
-        """The loss of embeddings (N, D) with labels (N,) and content_ids (N,), integers.
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        *,
+        content_ids: Tensor | None = None,
+        ref_content_ids: Tensor | None = None,
+    ) -> Tensor:
+        """The loss; arguments are those of the wrapped one, with rows of width D.
 
-        Raises ValueError for embeddings of another width, or content ids given at some steps and not at others,
-        and whatever the wrapped loss raises; the queue is then as before.
+        Raises ValueError for embeddings of another width, or references or content ids given at some steps and not
+        at others, and whatever the wrapped loss raises; the queue is then as before.
         """
-        value: Tensor = self._step(self.loss, embeddings, labels, content_ids)
+        value: Tensor = self._step(
+            self.loss, LossInputs(embeddings, labels, ref_emb, ref_labels, content_ids, ref_content_ids)
+        )
         return value
 
-    def with_statistics(self, embeddings: Tensor, labels: Tensor, content_ids: Tensor | None = None) -> LossStatistics:
+    def with_statistics(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        *,
+        content_ids: Tensor | None = None,
+        ref_content_ids: Tensor | None = None,
+    ) -> LossStatistics:
         """The same step with the wrapped loss's statistics, of the batch's rows against batch and queue."""
-        return self._step(self.loss.with_statistics, embeddings, labels, content_ids)
+        return self._step(
+            self.loss.with_statistics,
+            LossInputs(embeddings, labels, ref_emb, ref_labels, content_ids, ref_content_ids),
+        )
 
-    def _step(self, form: Callable[..., T], embeddings: Tensor, labels: Tensor, content_ids: Tensor | None) -> T:
+    def _step(self, form: Callable[..., T], batch: LossInputs) -> T:
         if not self.training:
-            return form(embeddings, labels, content_ids=content_ids)
-        self._check(embeddings, content_ids)
-        if int(self.seen) == 0 or int(self.steps) < self.warm_up:
-            outcome = form(embeddings, labels, content_ids=content_ids)
-        else:
-            outcome = self._contrast(form, embeddings, labels, content_ids)
-        self._put(embeddings, labels, content_ids)
+            return form(**batch._asdict())
+        batch = self._checked(batch)
+        warming_up = int(self.seen) == 0 or int(self.steps) < self.warm_up
+        outcome = form(**(batch if warming_up else self._extended(batch))._asdict())
+        self._put(*_columns(batch))
+        self.has_references.fill_(batch.ref_emb is not None)
         self.steps.add_(1)
         return outcome
 
-    def _contrast(self, form: Callable[..., T], embeddings: Tensor, labels: Tensor, content_ids: Tensor | None) -> T:
+    def _extended(self, batch: LossInputs) -> LossInputs:
+        """The batch with the queue behind its references, or behind its own rows where it has none."""
+        columns, labels, contents = _columns(batch)
         filled = slice(min(int(self.seen), self.size))
-        # cat copies: what the backward pass keeps is not what the queue overwrites. It also promotes, a batch in
-        # half precision to the queue's float32.
-        references = torch.cat([embeddings, self.embeddings[filled]])
-        return form(
-            embeddings.to(references.dtype),
-            labels,
-            references,
-            torch.cat([labels.to(self.labels), self.labels[filled]]),
-            content_ids=content_ids,
-            ref_content_ids=_behind(content_ids, self.content_ids[filled]),
-            anchor_offset=0,
+        return LossInputs(
+            batch.embeddings,
+            batch.labels,
+            # cat copies: what the backward pass keeps is not what the queue overwrites.
+            torch.cat([columns, self.embeddings[filled]]),
+            torch.cat([labels, self.labels[filled]]),
+            batch.content_ids,
+            None if contents is None else torch.cat([contents, self.content_ids[filled]]),
+            anchor_offset=0 if batch.ref_emb is None else None,
         )
 
-    def _check(self, embeddings: Tensor, content_ids: Tensor | None) -> None:
+    def _checked(self, batch: LossInputs) -> LossInputs:
         dimension = self.embeddings.shape[1]
-        if embeddings.ndim != 2 or embeddings.shape[1] != dimension:
-            raise ValueError(f"embeddings must have shape (n, {dimension}), not {tuple(embeddings.shape)}.")
-        if int(self.seen) and bool(self.has_content_ids) != (content_ids is not None):
-            raise ValueError("Content ids must be given at every step or at none: the queue holds rows of both kinds.")
+        if batch.embeddings.ndim != 2 or batch.embeddings.shape[1] != dimension:
+            raise ValueError(f"embeddings must have shape (n, {dimension}), not {tuple(batch.embeddings.shape)}.")
+        batch = checked(batch)
+        self._agrees("References", self.has_references, batch.ref_emb is not None)
+        self._agrees("Content ids", self.has_content_ids, batch.content_ids is not None)
+        return batch
+
+    def _agrees(self, kind: str, queued: Tensor, given: bool) -> None:
+        if int(self.seen) and bool(queued) != given:
+            raise ValueError(f"{kind} must be given at every step or at none: the queue holds rows of both kinds.")
 
     @torch.no_grad()
     def _put(self, embeddings: Tensor, labels: Tensor, content_ids: Tensor | None) -> None:
@@ -141,5 +179,8 @@ class CrossBatchMemory(nn.Module):
         self.seen.fill_(end)
 
 
-def _behind(content_ids: Tensor | None, queued: Tensor) -> Tensor | None:
-    return None if content_ids is None else torch.cat([content_ids.to(queued), queued])
+def _columns(batch: LossInputs) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What the batch is compared with, and what the queue takes: embeddings, labels and content ids."""
+    if batch.ref_emb is None or batch.ref_labels is None:
+        return batch.embeddings, batch.labels, batch.content_ids
+    return batch.ref_emb, batch.ref_labels, batch.ref_content_ids

@@ -22,7 +22,7 @@ from workers.training.losses import ContrastiveLoss, NTXentLoss, SupConLoss
 
 WHOLE = -1
 PATIENCE = timedelta(seconds=40)
-SIZES = {"even": (4, 4, 4), "uneven": (5, 2, 7), "one empty": (6, 0, 3)}
+SIZES = {"even": (4, 4, 4), "uneven": (5, 2, 7), "one empty": (6, 0, 3), "all empty": (0, 0, 0)}
 LOSSES: dict[str, Callable[[], ContrastiveLoss]] = {
     "ntxent": lambda: NTXentLoss(0.2),
     "ntxent tiled": lambda: NTXentLoss(0.2, memory="tiled", tile_size=3),
@@ -50,25 +50,36 @@ def run_all(rank: int, processes: int, folder: str) -> None:
             for kind in ("ntxent", "ntxent by class", "supcon")
         },
         "cached": train(rank, LOSSES["ntxent by class"](), processes, micro_batch=2),
+        **{
+            f"{kind}, {sizes}, towers {towers}, told": own_statistics(
+                rank, kind, SIZES[sizes][:processes], towers=towers
+            )
+            for kind in LOSSES
+            for sizes in SIZES
+            for towers in (False, True)
+        },
+        "cached statistics": cached_statistics(rank, SIZES["one empty"][:processes]),
         "in step": list(in_step(iter(range(3 + rank)))),
         "rows seen": rows_seen(rank),
         "constant": gradient_of_a_constant(rank),
         "half precision": in_half_precision(rank),
-        "errors": {name: error_of(rank, name) for name in DISAGREEMENTS},
+        "errors": {name: error_of(rank, name) for name in (*DISAGREEMENTS, *TOWER_DISAGREEMENTS)},
     }
     torch.save(found, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
 
-def rows_of(seed: int, rank: int, sizes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """Inputs, labels, and content ids that repeat under other labels."""
+def rows_of(seed: int, rank: int, sizes: tuple[int, ...], *, zero_row: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """Inputs, labels, and content ids that repeat under other labels; on demand the first row is 0."""
     generator = torch.Generator().manual_seed(seed)
     n = sum(sizes)
     rows = (
         torch.randn(n, WIDTH, generator=generator, dtype=torch.float64),
         torch.randint(3, (n,), generator=generator),
-        torch.randint(n, (n,), generator=generator),
+        torch.randint(max(n, 1), (n,), generator=generator),
     )
+    if zero_row:
+        rows[0][:1] = 0
     return rows if rank == WHOLE else tuple(part.split(sizes)[rank] for part in rows)
 
 
@@ -91,6 +102,30 @@ def own_gradients(rank: int, kind: str, sizes: tuple[int, ...], *, towers: bool 
     found = {name: leaf.grad / scale for name, leaf in leaves.items()}
     found |= {name: parameter.grad for name, parameter in loss.named_parameters()}
     return {"value": value.detach(), **found}
+
+
+def own_statistics(rank: int, kind: str, sizes: tuple[int, ...], *, towers: bool) -> dict[str, Any]:
+    """All statistics, with a row of zeros in each table, and the gradient by this process' rows."""
+    embeddings, labels, ids = rows_of(1, rank, sizes, zero_row=True)
+    references = {}
+    if towers:
+        ref_emb, ref_labels, ref_ids = rows_of(2, rank, tuple(reversed(sizes)), zero_row=True)
+        references = {"ref_emb": ref_emb.requires_grad_(), "ref_labels": ref_labels, "ref_content_ids": ref_ids}
+    shared = DistributedLoss(LOSSES[kind]())
+    told = shared.with_statistics(embeddings.requires_grad_(), labels, content_ids=ids, **references)
+    told.value.backward()
+    gradient = embeddings.grad / (1 if rank == WHOLE else len(sizes))
+    return {**vars(told), "value": told.value.item(), "embeddings": gradient}
+
+
+def cached_statistics(rank: int, sizes: tuple[int, ...]) -> dict[str, Any]:
+    torch.manual_seed(0)
+    encoder: nn.Module = nn.Linear(WIDTH, D).double()
+    shared = DistributedLoss(NTXentLoss(0.2))
+    inputs, labels, _ = rows_of(1, rank, sizes)
+    told = GradientCache(encoder, micro_batch=2)(shared.with_statistics, inputs, labels)
+    average_gradients(encoder.parameters())
+    return {**vars(told), "value": told.value.item(), "weight": encoder.weight.grad}
 
 
 def train(rank: int, loss: ContrastiveLoss, processes: int, *, micro_batch: int | None = None) -> dict[str, Tensor]:
@@ -124,9 +159,9 @@ def uneven_sizes(processes: int) -> Iterator[tuple[int, ...]]:
 class Recording(NTXentLoss):
     """Keeps the shapes that it is called with."""
 
-    def forward(self, embeddings: Tensor, labels: Tensor, *references: Tensor, **more: Any) -> Tensor:
-        self.shapes = [embeddings.shape[0], references[0].shape[0]]
-        return super().forward(embeddings, labels, *references, **more)
+    def forward(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, *rest: Any, **more: Any) -> Tensor:
+        self.shapes = [embeddings.shape[0], ref_emb.shape[0]]
+        return super().forward(embeddings, labels, ref_emb, *rest, **more)
 
 
 def rows_seen(rank: int) -> list[int]:
@@ -140,10 +175,10 @@ def rows_seen(rank: int) -> list[int]:
 class Unconnected(NTXentLoss):
     """In process 1 a constant, which no reference has a part in."""
 
-    def forward(self, embeddings: Tensor, labels: Tensor, *references: Tensor, **more: Any) -> Tensor:
+    def forward(self, *rows: Tensor, **more: Any) -> Tensor:
         if dist.get_rank() == 1:
             return torch.zeros((), dtype=torch.float64, requires_grad=True)
-        return super().forward(embeddings, labels, *references, **more)
+        return super().forward(*rows, **more)
 
 
 def gradient_of_a_constant(rank: int) -> Tensor | None:
@@ -162,10 +197,13 @@ def in_half_precision(rank: int) -> dict[str, Tensor]:
 
 
 def error_of(rank: int, name: str) -> str:
+    """What a process hears when process 1 does as the table says."""
     embeddings, labels, _ = rows_of(1, rank, SIZES["uneven"][: dist.get_world_size()])
     arguments = {"embeddings": embeddings.requires_grad_(), "labels": labels}
+    if name in TOWER_DISAGREEMENTS:
+        arguments |= {"ref_emb": embeddings.detach().requires_grad_(), "ref_labels": labels}
     if rank == 1:
-        arguments |= DISAGREEMENTS[name](embeddings.detach(), labels)
+        arguments |= (DISAGREEMENTS | TOWER_DISAGREEMENTS)[name](embeddings.detach(), labels)
     try:
         DistributedLoss(NTXentLoss())(**arguments)
     except ValueError as error:
@@ -179,6 +217,15 @@ DISAGREEMENTS: dict[str, Callable[[Tensor, Tensor], dict[str, Tensor]]] = {
     "type": lambda embeddings, labels: {"embeddings": embeddings.float().requires_grad_()},
     "gradient": lambda embeddings, labels: {"embeddings": embeddings},
     "label": lambda embeddings, labels: {"labels": labels[1:]},
+    "integer": lambda embeddings, labels: {"labels": labels + 0.5},
     "content ids": lambda embeddings, labels: {"content_ids": labels},
     "NaN": lambda embeddings, labels: {"embeddings": (embeddings * torch.nan).requires_grad_()},
+}
+
+TOWER_DISAGREEMENTS: dict[str, Callable[[Tensor, Tensor], dict[str, Tensor | None]]] = {
+    "their embeddings": lambda embeddings, labels: {"embeddings": embeddings},
+    "their references": lambda embeddings, labels: {"ref_emb": None, "ref_labels": None},
+    "label and content id for each row of their references": lambda embeddings, labels: {"ref_labels": None},
+    "The embeddings hold NaN": lambda embeddings, labels: {"embeddings": (embeddings * torch.nan).requires_grad_()},
+    "The references hold NaN": lambda embeddings, labels: {"ref_emb": (embeddings * torch.nan).requires_grad_()},
 }

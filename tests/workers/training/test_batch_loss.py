@@ -63,7 +63,7 @@ def test_one_text_is_never_its_own_negative():
     assert found.value < with_them / 2
 
 
-@pytest.mark.parametrize("symmetric", [None])
+@pytest.mark.parametrize("symmetric", [None, False])
 def test_a_memory_adds_the_texts_of_earlier_steps_after_the_warm_up(symmetric):
     config = LossConfig(temperature=0.2, symmetric=symmetric, memory_size=100)
     loss, alone = (

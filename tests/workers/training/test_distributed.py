@@ -16,8 +16,11 @@ from tests.workers.training.processes import (
     LOSSES,
     PATIENCE,
     SIZES,
+    TOWER_DISAGREEMENTS,
     WHOLE,
+    cached_statistics,
     own_gradients,
+    own_statistics,
     rows_of,
     run_all,
     train,
@@ -57,6 +60,13 @@ def assert_close(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
         assert torch.allclose(found[name], wanted[name], **EXACT), name
 
 
+def approximately(statistics: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: value if value is None else pytest.approx(value, rel=1e-12, abs=1e-14)
+        for name, value in statistics.items()
+    }
+
+
 def joined(found: list[dict[str, Any]], scenario: str) -> dict[str, Tensor]:
     """What all processes found: rows behind each other, everything else equal in all of them."""
     parts = [process[scenario] for process in found]
@@ -77,7 +87,7 @@ def joined(found: list[dict[str, Any]], scenario: str) -> dict[str, Tensor]:
 @pytest.mark.parametrize("kind", LOSSES)
 def test_loss_and_gradient_are_those_of_one_process(found, kind, sizes):
     wanted = own_gradients(WHOLE, kind, SIZES[sizes][: len(found)])
-    assert wanted["embeddings"].norm() > 0.1
+    assert sizes == "all empty" or wanted["embeddings"].norm() > 0.1
     assert_close(joined(found, f"{kind}, {sizes}"), wanted)
 
 
@@ -86,6 +96,27 @@ def test_references_are_gathered_too(found, kind):
     wanted = own_gradients(WHOLE, kind, SIZES["uneven"][: len(found)], towers=True)
     assert wanted["references"].norm() > 0.1
     assert_close(joined(found, f"{kind}, towers"), wanted)
+
+
+@pytest.mark.parametrize("towers", [False, True])
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("kind", LOSSES)
+def test_statistics_are_those_of_one_process(found, kind, sizes, towers):
+    wanted = own_statistics(WHOLE, kind, SIZES[sizes][: len(found)], towers=towers)
+    parts = [process[f"{kind}, {sizes}, towers {towers}, told"] for process in found]
+    gradient = torch.cat([part.pop("embeddings") for part in parts])
+    assert torch.allclose(gradient, wanted.pop("embeddings"), **EXACT)
+    assert all(part == parts[0] for part in parts)
+    assert parts[0] == approximately(wanted)
+    assert wanted["rows_without_direction"] == (sizes != "all empty") * (1 + towers)
+
+
+def test_statistics_pass_through_gradient_caching(found):
+    wanted = cached_statistics(WHOLE, SIZES["one empty"][: len(found)])
+    parts = [process["cached statistics"] for process in found]
+    weight = wanted.pop("weight")
+    assert all(torch.allclose(part.pop("weight"), weight, **EXACT) for part in parts)
+    assert all(part == approximately(wanted) for part in parts)
 
 
 @pytest.mark.parametrize("kind", ["ntxent", "ntxent by class", "supcon"])
@@ -123,11 +154,18 @@ def test_a_process_whose_own_part_is_constant_still_gives_its_rows_their_gradien
     assert all(process["constant"].any() for process in found)
 
 
-@pytest.mark.parametrize("name", DISAGREEMENTS)
+@pytest.mark.parametrize("name", [*DISAGREEMENTS, *TOWER_DISAGREEMENTS])
 def test_what_one_process_gets_wrong_is_an_error_in_all(found, name):
     errors = [process["errors"][name] for process in found]
-    kind = "NonFiniteEmbeddingsError" if name == "NaN" else "ProcessesDisagreeError"
+    kind = "NonFiniteEmbeddingsError" if "NaN" in name else "ProcessesDisagreeError"
     assert all(error.startswith(kind) and name in error for error in errors), errors
+
+
+def test_rows_with_nan_have_the_numbers_of_the_whole_batch(found):
+    first, rows = SIZES["uneven"][:2]
+    told = [process["errors"]["NaN"] for process in found]
+    listed = ", ".join(str(first + row) for row in range(rows))
+    assert all(f"in row {listed}." in error for error in told)
 
 
 # One process

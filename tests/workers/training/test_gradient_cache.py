@@ -251,6 +251,23 @@ def test_randomness_from_elsewhere_is_not_silently_wrong():
         GradientCache(noisy, micro_batch=4)(NTXentLoss(0.2), inputs(2), LABELS)
 
 
+def test_embeddings_that_turn_into_nan_are_other_embeddings():
+    encoder, asked = tower(1, dropout=0.0), []
+
+    def failing(rows: Tensor) -> Tensor:
+        asked.append(rows)
+        return encoder(rows) * (1.0 if len(asked) == 1 else torch.nan)
+
+    with pytest.raises(EmbeddingsChangedError):
+        GradientCache(failing, micro_batch=N)(NTXentLoss(0.2), inputs(2), LABELS)
+
+
+@pytest.mark.parametrize("half", [{"ref_inputs": inputs(5)}, {"ref_labels": LABELS}])
+def test_references_and_their_labels_go_together(half):
+    with pytest.raises(ValueError, match="go together"):
+        GradientCache(tower(1), micro_batch=4)(NTXentLoss(0.2), inputs(2), LABELS, **half)
+
+
 def test_refuses_micro_batches_of_nothing():
     with pytest.raises(ValueError, match="at least 1"):
         GradientCache(tower(1), micro_batch=0)

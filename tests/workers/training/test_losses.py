@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -733,3 +734,25 @@ def test_rows_without_direction_are_counted_among_references_too(memory):
     result.value.backward()
     assert rows.grad.isfinite().all()
     assert (rows.grad[0] == 0).all()
+
+
+def test_rows_without_direction_among_the_references_are_counted_once(memory):
+    rows = torch.tensor([[0.0, 0], [1, 0], [0, 0]])
+    result = NTXentLoss(memory=memory).with_statistics(rows[:2], LABELS[:2], rows, LABELS, anchor_offset=0)
+    assert result.rows_without_direction == 2
+
+
+@pytest.fixture
+def flushed() -> Iterator[None]:
+    """Subnormal numbers are 0, as on many GPUs."""
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor keeps them")
+    yield
+    torch.set_flush_denormal(False)
+
+
+def test_the_largest_numbers_keep_their_direction_where_subnormal_ones_are_flushed(flushed, memory):
+    embeddings, labels = on_circle(torch.float32)
+    result = NTXentLoss(memory=memory).with_statistics(embeddings.detach() * 3e38, labels)
+    assert result.rows_without_direction == 0
+    assert result.value.item() == pytest.approx(NTXentLoss(memory=memory)(embeddings, labels).item(), rel=1e-5)

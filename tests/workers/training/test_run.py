@@ -118,7 +118,7 @@ def test_every_step_is_measured(shared: Installation, trained: Any) -> None:
     ("rows", "loss"),
     [
         pytest.param(LABELLED, {"name": "supcon", "temperature": "learnable", "reduction": "class"}, id="labels"),
-        pytest.param(PAIRS, {"temperature": 0.05, "memory_size": 64}, id="a memory"),
+        pytest.param(PAIRS, {"temperature": 0.05, "symmetric": False, "memory_size": 64}, id="queries and documents"),
         pytest.param(PAIRS, {"temperature": 0.05, "symmetric": True}, id="both directions"),
     ],
 )

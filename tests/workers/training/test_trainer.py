@@ -190,7 +190,7 @@ def test_it_stops_between_steps_when_asked(encoder, tokens, config, steps):
     [
         LossConfig(temperature=0.1),
         LossConfig(name="supcon", temperature="learnable", memory_size=11),
-        LossConfig(temperature="learnable", symmetric=False),
+        LossConfig(temperature="learnable", symmetric=False, memory_size=11),
     ],
 )
 def test_three_interruptions_change_no_bit(encoder, tokens, config, loss):
