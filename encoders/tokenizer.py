@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,8 @@ class TextTokenizer:
 
     def __init__(self, path: Path, *, max_seq_length: int, lowercase: bool) -> None:
         self._tokenizer = _open(path)
+        #: SHA-256 of all that decides which ids a text is given, hexadecimal.
+        self.fingerprint = _fingerprint(path, max_seq_length, lowercase=lowercase)
         # all-MiniLM-L6-v2 comes with both, at 128 tokens, while the model reads 256.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -64,6 +67,11 @@ class TextTokenizer:
             return TokenizedText(np.array(ids, dtype=np.int32), len(ids))
         kept = [*ids[: self.max_seq_length - 1], ids[-1]]
         return TokenizedText(np.array(kept, dtype=np.int32), len(ids))
+
+
+def _fingerprint(path: Path, max_seq_length: int, *, lowercase: bool) -> str:
+    settings = f"{max_seq_length} {lowercase} {_CHARACTERS_PER_TOKEN}\n"
+    return hashlib.sha256(settings.encode() + path.read_bytes()).hexdigest()
 
 
 def _open(path: Path) -> Tokenizer:

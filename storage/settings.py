@@ -46,6 +46,11 @@ class StorageSettings(BaseSettings):
         return self.data_dir / "artifacts"
 
     @property
+    def derived_dir(self) -> Path:
+        """Where what can be made again from uploaded files lies."""
+        return self.data_dir / "derived"
+
+    @property
     def running_file(self) -> Path:
         """What `likeness up` writes while it runs: its pid and the addresses of its servers."""
         return self.data_dir / "running.json"
