@@ -29,7 +29,7 @@ ERROR_CODES: dict[str, ErrorKind] = {
     "headers_too_large": ErrorKind(431, _REQUEST, "The request line and headers are too long."),
     "unsupported_encoding": ErrorKind(415, _REQUEST, "Compressed request bodies are not accepted."),
     "unsupported_media_type": ErrorKind(415, _REQUEST, "The Content-Type is not the one this route reads."),
-    "too_many_parts": ErrorKind(400, _REQUEST, "A multipart form holds more parts than expected."),
+    "too_many_parts": ErrorKind(400, _REQUEST, "A multipart form, or an upload, has more parts than it may."),
     "invalid_multipart": ErrorKind(400, _REQUEST, "The multipart form can't be read."),
     # The request as JSON
     "invalid_json": ErrorKind(400, _REQUEST, "The body is not JSON."),
@@ -58,6 +58,10 @@ ERROR_CODES: dict[str, ErrorKind] = {
     # State
     "file_invalid": ErrorKind(400, _REQUEST, "The file failed validation; its object says where."),
     "file_in_use": ErrorKind(409, _REQUEST, "A job that has not ended reads this file."),
+    "upload_size_mismatch": ErrorKind(400, _REQUEST, "An upload's parts hold more or fewer bytes than it declared."),
+    "checksum_mismatch": ErrorKind(400, _REQUEST, "The bytes received are not those of the checksum sent."),
+    "upload_already_ended": ErrorKind(409, _REQUEST, "The upload is completed or cancelled; nothing can change it."),
+    "upload_expired": ErrorKind(409, _REQUEST, "The upload was not completed in time, and its parts are gone."),
     "job_already_ended": ErrorKind(409, _REQUEST, "The job has ended; nothing can be done to it any more."),
     # The service's own troubles
     "rate_limit_exceeded": ErrorKind(429, "rate_limit_error", "Too much at once; Retry-After says when."),

@@ -10,7 +10,7 @@ from fastapi_offline import FastAPIOffline
 
 from service.errors import ERROR_RESPONSES, install_error_handlers
 from service.keys import KeyGate
-from service.routes import files, health, jobs, models
+from service.routes import files, health, jobs, models, uploads
 from service.settings import ServiceSettings
 from service.state import ServiceState
 from service.telemetry import RequestTelemetry
@@ -67,7 +67,7 @@ def _routers(state: ServiceState) -> list[tuple[APIRouter, bool]]:
     """The routers of a role, and whether they want a key."""
     routers: list[tuple[APIRouter, bool]] = [(health.router, False)]
     if state.settings.role != "inference":
-        routers += [(files.router, True), (jobs.router, True), (models.router, True)]
+        routers += [(files.router, True), (uploads.router, True), (jobs.router, True), (models.router, True)]
     if state.inference is not None:
         from service.routes import embeddings, similarity
 

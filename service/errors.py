@@ -40,7 +40,9 @@ BACKEND_AWAY: tuple[type[Exception], ...] = (
 _RETRY_AFTER = {"Retry-After": "2"}
 
 #: OpenAI's clients retry every 409 and 5xx on their own; these will not get better.
-_PERMANENT = frozenset({"job_already_ended", "file_in_use", "model_output_invalid"})
+_PERMANENT = frozenset(
+    {"job_already_ended", "file_in_use", "upload_already_ended", "upload_expired", "model_output_invalid"}
+)
 
 _CODE_OF_STATUS = {
     400: "bad_request",

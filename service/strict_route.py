@@ -55,20 +55,24 @@ class JsonRequest(Request):
         return self._json
 
 
-async def stream_body(request: Request, limit: int) -> AsyncIterator[bytes]:
+async def stream_body(request: Request, limit: int, too_large: LikenessError | None = None) -> AsyncIterator[bytes]:
     """The body piece by piece, for routes that write it to disk or read it line by line.
 
-    Raises LikenessError request_too_large: before the first byte where Content-Length tells, else at the
-    piece that exceeds `limit` bytes. Raises LikenessError unsupported_encoding for a compressed body.
+    Raises `too_large`, by default a LikenessError request_too_large: before the first byte where Content-Length
+    tells, else at the piece that exceeds `limit` bytes. Raises LikenessError unsupported_encoding for a compressed
+    body.
     """
     _refuse_compressed(request)
+    too_large = too_large or LikenessError(
+        "request_too_large", f"The body is larger than the {limit} bytes this route accepts."
+    )
     if int(request.headers.get("content-length", 0)) > limit:
-        raise _too_large(limit)
+        raise too_large
     received = 0
     async for piece in request.stream():
         received += len(piece)
         if received > limit:
-            raise _too_large(limit)
+            raise too_large
         yield piece
 
 
@@ -104,7 +108,3 @@ def _refuse_other_media(request: Request) -> None:
         raise LikenessError(
             "unsupported_media_type", "This route reads JSON in UTF-8; send `Content-Type: application/json`."
         )
-
-
-def _too_large(limit: int) -> LikenessError:
-    return LikenessError("request_too_large", f"The body is larger than the {limit} bytes this route accepts.")

@@ -1,4 +1,4 @@
-"""Bytes: uploaded files and tuned models, in a local folder.
+"""Bytes: uploaded files, parts of files to come, and tuned models, in a local folder.
 
 What is visible is complete: bytes are written beside, forced to disk, and renamed into place.
 """
@@ -11,8 +11,8 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from anyio import to_thread
 from api_schemas.errors import LikenessError
 
 MANIFEST = "manifest.json"
-_HASH_CHUNK = 1024 * 1024
+_CHUNK_BYTES = 1024 * 1024
 _UNFINISHED_SECONDS = 24 * 3600
 
 
@@ -33,14 +33,23 @@ class StoredFile:
     sha256: str
 
 
+@dataclass(frozen=True)
+class ReceivedPart:
+    """A part that is on disk, but not yet where parts are looked for."""
+
+    path: Path
+    stored: StoredFile
+
+
 class ArtifactStore:
     """The folder of all artifacts. Names inside it are ids of the service's own making, never a user's."""
 
     def __init__(self, root: Path) -> None:
         self._files = root / "files"
+        self._parts = root / "parts"
         self._models = root / "models"
         self._unfinished = root / "unfinished"
-        for directory in (self._files, self._models, self._unfinished):
+        for directory in (self._files, self._parts, self._models, self._unfinished):
             directory.mkdir(parents=True, exist_ok=True)
 
     def file(self, file_id: str) -> Path:
@@ -56,24 +65,72 @@ class ArtifactStore:
 
         Raises LikenessError `storage_full` when the disk is.
         """
-        temporary = self._unfinished / f"{file_id}-{secrets.token_hex(4)}"
-        try:
-            with _disk_full_is_told(), temporary.open("wb") as target:
-                digest, size = hashlib.sha256(), 0
-                async for chunk in chunks:
-                    digest.update(chunk)
-                    size += len(chunk)
-                    await to_thread.run_sync(target.write, chunk)
-                await to_thread.run_sync(_flush_to_disk, target)
-                temporary.rename(self.file(file_id))
-                _sync_directory(self._files)
-        finally:
-            temporary.unlink(missing_ok=True)
-        return StoredFile(size, digest.hexdigest())
+        async with self._written(file_id, chunks) as (temporary, stored):
+            temporary.rename(self.file(file_id))
+            _sync_directory(self._files)
+        return stored
 
     def delete_file(self, file_id: str) -> None:
         """Remove an uploaded file's bytes; fine if they are gone."""
         self.file(file_id).unlink(missing_ok=True)
+
+    def old_files(self, *, older_than_seconds: float = _UNFINISHED_SECONDS) -> list[str]:
+        """Ids of the files whose bytes have been there for so long that their row must be there too."""
+        limit = time.time() - older_than_seconds
+        return [path.name for path in self._files.iterdir() if _modified(path) < limit]
+
+    @asynccontextmanager
+    async def receiving_part(self, upload_id: str, chunks: AsyncIterator[bytes]) -> AsyncIterator[ReceivedPart]:
+        """Write a part. It is gone after the block unless `keep_part` was called in it.
+
+        Raises LikenessError `storage_full` when the disk is.
+        """
+        async with self._written(upload_id, chunks) as (temporary, stored):
+            yield ReceivedPart(temporary, stored)
+
+    def keep_part(self, upload_id: str, part: ReceivedPart) -> None:
+        """Put a received part in its place. Parts of the same content share one: a part sent twice takes no room."""
+        folder = self._parts / upload_id
+        folder.mkdir(exist_ok=True)
+        part.path.rename(folder / part.stored.sha256)
+        _sync_directory(folder)
+        _sync_directory(self._parts)
+
+    async def assemble(
+        self, file_id: str, upload_id: str, parts: Sequence[StoredFile], md5: str | None = None
+    ) -> StoredFile:
+        """Store the parts of an upload, in the order given, as one file. All of it is there in the end, or nothing.
+
+        Raises LikenessError `artifact_corrupt` for a part that is gone or not what was received, `checksum_mismatch`
+        unless the whole has the MD5 given, `storage_full` when the disk is.
+        """
+        paths = [(self._parts / upload_id / part.sha256, part.sha256) for part in parts]
+        return await self.write_file(file_id, _verified_chunks(paths, md5))
+
+    def uploads_with_parts(self) -> list[str]:
+        """Ids of the uploads that bytes are kept for."""
+        return [path.name for path in self._parts.iterdir()]
+
+    def delete_parts(self, upload_id: str) -> None:
+        """Remove all parts of an upload; fine if they are gone."""
+        shutil.rmtree(self._parts / upload_id, ignore_errors=True)
+
+    @asynccontextmanager
+    async def _written(self, name: str, chunks: AsyncIterator[bytes]) -> AsyncIterator[tuple[Path, StoredFile]]:
+        """A temporary file with the stream in it, forced to disk; to be renamed in the block, else it is removed."""
+        temporary = self._unfinished / f"{name}-{secrets.token_hex(4)}"
+        try:
+            with _disk_full_is_told():
+                with temporary.open("wb") as target:
+                    digest, size = hashlib.sha256(), 0
+                    async for chunk in chunks:
+                        digest.update(chunk)
+                        size += len(chunk)
+                        await to_thread.run_sync(target.write, chunk)
+                    await to_thread.run_sync(_flush_to_disk, target)
+                yield temporary, StoredFile(size, digest.hexdigest())
+        finally:
+            temporary.unlink(missing_ok=True)
 
     @contextmanager
     def publishing_model(self, artifact: str) -> Iterator[Path]:
@@ -131,6 +188,31 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(source, "sha256").hexdigest()
 
 
+async def _verified_chunks(paths: Sequence[tuple[Path, str]], md5: str | None) -> AsyncIterator[bytes]:
+    """The content of files in order, each checked against its SHA-256 and all of it against `md5`."""
+    whole = hashlib.md5(usedforsecurity=False)
+    for index, (path, expected) in enumerate(paths):
+        digest = hashlib.sha256()
+        try:
+            with path.open("rb") as source:
+                while chunk := await to_thread.run_sync(source.read, _CHUNK_BYTES):
+                    await to_thread.run_sync(digest.update, chunk)
+                    if md5 is not None:
+                        await to_thread.run_sync(whole.update, chunk)
+                    yield chunk
+        except FileNotFoundError:
+            raise _part_lost(index) from None
+        if digest.hexdigest() != expected:
+            raise _part_lost(index)
+    if md5 is not None and whole.hexdigest() != md5:
+        raise LikenessError(
+            "checksum_mismatch",
+            f"The parts in this order have the MD5 {whole.hexdigest()}, not {md5}. Check their order in `part_ids`, "
+            "and each part against the `sha256` that the upload lists for it; send those that differ again.",
+            param="md5",
+        )
+
+
 def _write_manifest(folder: Path) -> None:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     sums = {str(path.relative_to(folder)): sha256(path) for path in paths}
@@ -181,6 +263,16 @@ def _disk_full_is_told() -> Iterator[None]:
             "The disk that holds uploaded files is full; nothing was kept. Free space, then upload again.",
             headers={"Retry-After": "60"},
         ) from error
+
+
+def _part_lost(index: int) -> LikenessError:
+    return LikenessError(
+        "artifact_corrupt",
+        f"The stored bytes of the part `part_ids.{index}` are gone or damaged. "
+        "Send that part again, and complete with its new id.",
+        param=f"part_ids.{index}",
+        headers={"x-should-retry": "false"},
+    )
 
 
 def _corrupt(artifact: str, names: list[str]) -> LikenessError:

@@ -40,10 +40,15 @@ def create(session: Session, file_id: str, *, filename: str, purpose: str, store
 
 def get(session: Session, file_id: str, *, param: str | None = None) -> File:
     """A file that isn't deleted. Raises LikenessError `not_found`."""
-    row = session.scalar(select(File).where(File.id == file_id, File.deleted_at.is_(None)))
+    row = find(session, file_id)
     if row is None:
         raise LikenessError("not_found", f"There is no file {file_id!r}", param=param)
     return row
+
+
+def find(session: Session, file_id: str) -> File | None:
+    """A file that isn't deleted, or None."""
+    return session.scalar(select(File).where(File.id == file_id, File.deleted_at.is_(None)))
 
 
 def list_files(
@@ -70,6 +75,11 @@ def delete(session: Session, file_id: str) -> None:
             headers={"x-should-retry": "false"},
         )
     row.deleted_at = func.clock_timestamp()
+
+
+def ids(session: Session) -> set[str]:
+    """Ids of all files that aren't deleted."""
+    return set(session.scalars(select(File.id).where(File.deleted_at.is_(None))))
 
 
 def waiting_for_validation(session: Session) -> Sequence[str]:

@@ -92,6 +92,39 @@ class File(TeamOwned, Base):
     deleted_at: Mapped[datetime | None]
 
 
+class Upload(TeamOwned, Base):
+    """A large file that arrives in parts. Its status moves under a lock on its row (`storage.uploads`)."""
+
+    __tablename__ = "uploads"
+    __table_args__ = (Index(None, "status"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    filename: Mapped[str]
+    purpose: Mapped[str]
+    # What was declared; the parts must come to exactly this.
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    status: Mapped[str]
+    # What it was completed with and what came of it, so that completing it again gets the same answer.
+    part_ids: Mapped[list[Any] | None]
+    md5: Mapped[str | None]
+    file_id: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    expires_at: Mapped[datetime]
+
+
+class UploadPart(TeamOwned, Base):
+    """A part of a pending upload. Its bytes are in the artifact store, under the upload's id and their SHA-256."""
+
+    __tablename__ = "upload_parts"
+    __table_args__ = (Index(None, "upload_id"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    upload_id: Mapped[str] = mapped_column(ForeignKey("uploads.id"))
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+
+
 class Job(TeamOwned, Base):
     """A fine-tuning job. Its state moves by compare-and-set only (`storage.jobs`)."""
 

@@ -14,7 +14,7 @@ import structlog
 from redis import Redis, RedisError
 from sqlalchemy.exc import OperationalError
 
-from storage import files, jobs, queue
+from storage import files, jobs, queue, uploads
 from storage.artifacts import ArtifactStore
 from storage.database import Database
 from storage.leadership import Leadership
@@ -61,9 +61,31 @@ class Reconciler:
         if time.monotonic() - self._swept < _SWEEP_EVERY_SECONDS:
             return
         self._swept = time.monotonic()
-        leftovers = self._artifacts.sweep_unfinished()
+        leftovers = self._artifacts.sweep_unfinished() + self._sweep_parts() + self._sweep_files()
         if leftovers:
             log.info("leftovers_removed", count=leftovers)
+
+    def _sweep_parts(self) -> int:
+        """Remove the parts of uploads that have ended: expired, or left behind by who ended them."""
+        # The folder is looked at first: what comes later belongs to an upload that is pending.
+        held = self._artifacts.uploads_with_parts()
+        with self._database.session_across_teams() as session:
+            uploads.expire(session)
+            pending = uploads.pending_ids(session)
+        ended = [upload_id for upload_id in held if upload_id not in pending]
+        for upload_id in ended:
+            self._artifacts.delete_parts(upload_id)
+        return len(ended)
+
+    def _sweep_files(self) -> int:
+        """Remove the bytes of files that have no row, because who stored them or deleted the row was killed."""
+        old = self._artifacts.old_files()
+        with self._database.session_across_teams() as session:
+            known = files.ids(session)
+        unknown = [file_id for file_id in old if file_id not in known]
+        for file_id in unknown:
+            self._artifacts.delete_file(file_id)
+        return len(unknown)
 
 
 def run(reconciler: Reconciler, leadership: Leadership, stop: threading.Event) -> None:

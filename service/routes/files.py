@@ -1,20 +1,24 @@
 """/v1/files: datasets, uploaded as a stream and validated in the queue."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse
+from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from api_schemas.errors import LikenessError
 from api_schemas.files import File
 from api_schemas.pages import Deleted, Page
+from service.errors import BACKEND_AWAY
+from service.file_form import FileForm
 from service.keys import Caller, CallerDep
 from service.routes.paging import After, Limit, page_of
 from service.state import ServiceState, StateDep
 from service.strict_route import StrictRoute, stream_body
-from service.uploads import FileForm
 from storage import files, queue, tables
 from storage.artifacts import StoredFile
 from storage.ids import new_id
@@ -55,9 +59,27 @@ async def create_file(request: Request, caller: CallerDep, state: StateDep) -> F
     try:
         _check(form)
         return await run_in_threadpool(_register, state, caller, file_id, form, stored)
-    except BaseException:  # whatever it is: bytes without a row would never be found again
+    except LikenessError:
         state.artifacts.delete_file(file_id)
         raise
+
+
+@contextmanager
+def registering(state: ServiceState, caller: Caller, file_id: str) -> Iterator[Session]:
+    """A transaction to make the row of a stored file in; validation begins once it is committed.
+
+    Without a row the bytes are of no use and are removed, unless the database went away: then the row may be there
+    although nobody heard of it. The reconciler removes bytes that have none.
+    """
+    try:
+        with state.database.session(caller.team_id) as session:
+            yield session
+    except BACKEND_AWAY:
+        raise
+    except BaseException:
+        state.artifacts.delete_file(file_id)
+        raise
+    queue.dispatch_soon(state.database, state.redis)
 
 
 @router.get("")
@@ -72,14 +94,14 @@ def list_files(
     """The team's files, newest first unless asked otherwise."""
     with state.database.session(caller.team_id) as session:
         rows, has_more = files.list_files(session, purpose=purpose, after=after, limit=limit, order=order)
-        return page_of([_wire(row) for row in rows], [row.id for row in rows], has_more=has_more)
+        return page_of([wire_file(row) for row in rows], [row.id for row in rows], has_more=has_more)
 
 
 @router.get("/{file_id}")
 def get_file(file_id: str, caller: CallerDep, state: StateDep) -> File:
     """One file, with what validation found."""
     with state.database.session(caller.team_id) as session:
-        return _wire(files.get(session, file_id))
+        return wire_file(files.get(session, file_id))
 
 
 @router.get("/{file_id}/content", response_class=FileResponse)
@@ -126,13 +148,11 @@ def _check(form: FileForm) -> None:
 
 
 def _register(state: ServiceState, caller: Caller, file_id: str, form: FileForm, stored: StoredFile) -> File:
-    with state.database.session(caller.team_id) as session:
+    with registering(state, caller, file_id) as session:
         row = files.create(
             session, file_id, filename=form.filename or "", purpose=form.fields["purpose"], stored=stored
         )
-        answer = _wire(row)
-    queue.dispatch_soon(state.database, state.redis)
-    return answer
+        return wire_file(row)
 
 
 def _drop_odd_range(request: Request, size: int) -> None:
@@ -142,7 +162,8 @@ def _drop_odd_range(request: Request, size: int) -> None:
         request.scope["headers"] = [item for item in request.scope["headers"] if item[0] != b"range"]
 
 
-def _wire(row: tables.File) -> File:
+def wire_file(row: tables.File) -> File:
+    """A file's row as clients see it."""
     return File(
         id=row.id,
         bytes=row.bytes,

@@ -249,7 +249,7 @@ WRONG_BYTES = [
 ]
 
 
-@pytest.mark.parametrize("path", [JOBS, "/v1/embeddings", "/v1/similarity"])
+@pytest.mark.parametrize("path", [JOBS, "/v1/uploads", "/v1/embeddings", "/v1/similarity"])
 @pytest.mark.parametrize(("content", "headers", "status", "code", "words"), WRONG_BYTES)
 def test_what_is_no_sound_json_is_refused_by_every_route(
     shared: Installation, path: str, content: bytes, headers: dict[str, str], status: int, code: str, words: str

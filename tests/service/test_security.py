@@ -3,10 +3,8 @@
 import contextlib
 import json
 import re
-import resource
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import openai
@@ -17,6 +15,7 @@ from service.app import create_app
 from service.settings import ServiceSettings
 from storage import teams
 from tests.installation import PAIRS, TINY, Installation, running_installation
+from tests.service.forms import form, no_file_beyond, stored
 
 CONTENT = json.dumps(PAIRS[0]).encode()
 
@@ -148,9 +147,11 @@ def test_what_another_team_has_is_to_nobody_elses_knowledge(shared: Installation
     file_id = shared.upload(PAIRS)
     job = shared.create_job(file_id)
     model = shared.publish(job)
-    theirs = {"file_id": file_id, "job_id": job.id, "model": model}
+    upload_id = shared.openai.uploads.create(bytes=1, filename="a", mime_type="a", purpose="fine-tune").id
+    theirs = {"file_id": file_id, "upload_id": upload_id, "job_id": job.id, "model": model}
     nobodys = {
         "file_id": f"file-{'0' * 24}",
+        "upload_id": f"upload-{'0' * 24}",
         "job_id": f"ftjob-{'0' * 24}",
         "model": f"{model.rpartition(':')[0]}:{'0' * 12}",
     }
@@ -190,6 +191,29 @@ def test_what_another_team_has_can_not_be_named_in_a_body(shared: Installation) 
         ]
         assert answers[0] == answers[1]
         assert (answers[0][0], json.loads(answers[0][1])["error"]["param"]) == (404, param)
+
+
+def test_another_teams_part_can_not_be_made_part_of_a_file(shared: Installation) -> None:
+    stranger = shared.as_second_team()
+    uploads = [
+        installation.openai.uploads.create(bytes=1, filename="a", mime_type="a", purpose="fine-tune").id
+        for installation in (shared, stranger)
+    ]
+    part_id = shared.openai.uploads.parts.create(uploads[0], data=b"a").id
+    answers = [
+        _told_without(
+            stranger.request("POST", f"/v1/uploads/{upload_id}/complete", json={"part_ids": [name]}), upload_id, name
+        )
+        for name in (part_id, f"part-{'0' * 24}")
+        for upload_id in (uploads[1], uploads[0], f"upload-{'0' * 24}")
+    ]
+    assert answers[:3] == answers[3:]
+    assert answers[1] == answers[2]
+    assert {status for status, _ in answers} == {404}
+    assert json.loads(answers[0][1])["error"]["param"] == "part_ids.0"
+    answer = stranger.request("POST", f"/v1/uploads/{uploads[0]}/parts", content=form(('name="data"', b"a")))
+    assert answer.status_code == 404
+    assert shared.openai.uploads.complete(uploads[0], part_ids=[part_id]).status == "completed"
 
 
 def test_lists_and_cursors_are_a_teams_own(shared: Installation) -> None:
@@ -238,15 +262,6 @@ def test_a_foreign_origin_gets_no_cors_header(shared: Installation) -> None:
 # Uploads
 
 
-def _form(*parts: tuple[str, bytes], boundary: str = "b") -> bytes:
-    """A multipart form; each part is its Content-Disposition's parameters and its content."""
-    pieces = [
-        f"--{boundary}\r\nContent-Disposition: form-data; {disposition}\r\n\r\n".encode() + content + b"\r\n"
-        for disposition, content in parts
-    ]
-    return b"".join(pieces) + f"--{boundary}--\r\n".encode()
-
-
 PURPOSE = ('name="purpose"', b"fine-tune")
 FILE = ('name="file"; filename="rows.jsonl"', CONTENT)
 
@@ -270,11 +285,11 @@ def _post_form(installation: Installation, body: bytes, media: str = "multipart/
     ],
 )
 def test_a_file_name_is_data_and_no_path(shared: Installation, name: str) -> None:
-    files_before = set(_stored(shared, "files"))
-    answer = _post_form(shared, _form(PURPOSE, (f'name="file"; filename="{name}"', CONTENT)))
+    files_before = set(stored(shared, "files"))
+    answer = _post_form(shared, form(PURPOSE, (f'name="file"; filename="{name}"', CONTENT)))
     assert answer.status_code == 200, answer.text
     file = answer.json()
-    assert set(_stored(shared, "files")) - files_before == {file["id"]}
+    assert set(stored(shared, "files")) - files_before == {file["id"]}
     content = shared.request("GET", f"/v1/files/{file['id']}/content")
     assert content.content == CONTENT
     assert content.headers["content-disposition"].startswith("attachment; filename")
@@ -293,29 +308,29 @@ def test_a_file_name_is_data_and_no_path(shared: Installation, name: str) -> Non
     ],
 )
 def test_a_file_name_with_tricks_is_refused(shared: Installation, disposition: str, code: str) -> None:
-    before = _stored(shared)
-    answer = _post_form(shared, _form(PURPOSE, (f'name="file"; {disposition}', CONTENT)))
+    before = stored(shared)
+    answer = _post_form(shared, form(PURPOSE, (f'name="file"; {disposition}', CONTENT)))
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, code)
-    assert _stored(shared) == before
+    assert stored(shared) == before
 
 
 BAD_FORMS = [
-    pytest.param(_form(PURPOSE, *[('name="x"', b"")] * 100, FILE), "too_many_parts", None, id="100 parts"),
-    pytest.param(_form(PURPOSE, FILE, FILE), "too_many_parts", "file", id="two files"),
-    pytest.param(_form(FILE), "missing_parameter", "purpose", id="no purpose"),
-    pytest.param(_form(('name="purpose"', b"batch"), FILE), "invalid_value", "purpose", id="another purpose"),
-    pytest.param(_form(PURPOSE), "missing_parameter", "file", id="no file"),
-    pytest.param(_form(PURPOSE, ("filename=a", b"x")), "invalid_multipart", None, id="a part without a name"),
-    pytest.param(_form(PURPOSE, FILE, ('name="colour"', b"red")), "unknown_parameter", "colour", id="unknown field"),
+    pytest.param(form(PURPOSE, *[('name="x"', b"")] * 100, FILE), "too_many_parts", None, id="100 parts"),
+    pytest.param(form(PURPOSE, FILE, FILE), "too_many_parts", "file", id="two files"),
+    pytest.param(form(FILE), "missing_parameter", "purpose", id="no purpose"),
+    pytest.param(form(('name="purpose"', b"batch"), FILE), "invalid_value", "purpose", id="another purpose"),
+    pytest.param(form(PURPOSE), "missing_parameter", "file", id="no file"),
+    pytest.param(form(PURPOSE, ("filename=a", b"x")), "invalid_multipart", None, id="a part without a name"),
+    pytest.param(form(PURPOSE, FILE, ('name="colour"', b"red")), "unknown_parameter", "colour", id="unknown field"),
     pytest.param(
-        _form(('name="purpose"', b"x" * 10_000), FILE), "input_too_long", "purpose", id="a field of 10 000 bytes"
+        form(('name="purpose"', b"x" * 10_000), FILE), "input_too_long", "purpose", id="a field of 10 000 bytes"
     ),
-    pytest.param(_form(('name="purpose"', b"\xff"), FILE), "invalid_unicode", None, id="a field that is not UTF-8"),
-    pytest.param(_form(PURPOSE, FILE)[:-4], "invalid_multipart", None, id="no closing boundary"),
+    pytest.param(form(('name="purpose"', b"\xff"), FILE), "invalid_unicode", None, id="a field that is not UTF-8"),
+    pytest.param(form(PURPOSE, FILE)[:-4], "invalid_multipart", None, id="no closing boundary"),
     pytest.param(b"", "invalid_multipart", None, id="nothing"),
     pytest.param(b"no form at all", "invalid_multipart", None, id="no form"),
     pytest.param(
-        _form(PURPOSE, ('name="expires_after[anchor]"', b"created_at"), FILE), "invalid_value", "expires_after",
+        form(PURPOSE, ('name="expires_after[anchor]"', b"created_at"), FILE), "invalid_value", "expires_after",
         id="an expiry",
     ),
 ]  # fmt: skip
@@ -323,11 +338,11 @@ BAD_FORMS = [
 
 @pytest.mark.parametrize(("body", "code", "param"), BAD_FORMS)
 def test_a_bad_form_leaves_nothing_behind(shared: Installation, body: bytes, code: str, param: str | None) -> None:
-    before = _stored(shared)
+    before = stored(shared)
     answer = _post_form(shared, body)
     error = answer.json()["error"]
     assert (answer.status_code, error["code"], error["param"]) == (400, code, param)
-    assert _stored(shared) == before
+    assert stored(shared) == before
 
 
 @pytest.mark.parametrize(
@@ -341,60 +356,43 @@ def test_a_bad_form_leaves_nothing_behind(shared: Installation, body: bytes, cod
     ],
 )
 def test_a_form_under_a_wrong_content_type_is_refused(shared: Installation, media: str, status: int, code: str) -> None:
-    answer = _post_form(shared, _form(PURPOSE, FILE), media)
+    answer = _post_form(shared, form(PURPOSE, FILE), media)
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
 
 
 def test_a_compressed_upload_is_refused(shared: Installation) -> None:
     headers = {"Content-Type": "multipart/form-data; boundary=b", "Content-Encoding": "gzip"}
-    answer = shared.request("POST", "/v1/files", content=_form(PURPOSE, FILE), headers=headers)
+    answer = shared.request("POST", "/v1/files", content=form(PURPOSE, FILE), headers=headers)
     assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_encoding")
 
 
 @pytest.mark.parametrize("chunked", [False, True])
 def test_an_upload_larger_than_allowed_is_refused(settings: ServiceSettings, chunked: bool) -> None:
-    body = _form(PURPOSE, ('name="file"; filename="a"', b"x" * 200_000))
+    body = form(PURPOSE, ('name="file"; filename="a"', b"x" * 200_000))
     with running_installation(settings.model_copy(update={"max_upload_bytes": 100_000})) as installation:
         answer = _post_form(installation, iter([body]) if chunked else body)
         assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
-        assert _stored(installation) == []
+        assert stored(installation) == []
         assert list(installation.openai.files.list()) == []
 
 
-@contextlib.contextmanager
-def _no_file_beyond(size: int) -> Iterator[None]:
-    """Have the kernel refuse this process any file longer than `size` bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def test_an_upload_that_the_disk_has_no_room_for_leaves_nothing_behind(installation: Installation) -> None:
-    body = _form(PURPOSE, ('name="file"; filename="a"', b"x" * 3_000_000))
-    with _no_file_beyond(1_000_000):
+    body = form(PURPOSE, ('name="file"; filename="a"', b"x" * 3_000_000))
+    with no_file_beyond(1_000_000):
         answer = _post_form(installation, body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "storage_full")
     assert answer.headers["retry-after"]
     assert list(installation.openai.files.list()) == []
-    assert _stored(installation) == []
+    assert stored(installation) == []
     assert _post_form(installation, body).status_code == 200
 
 
 @pytest.mark.parametrize("size", [0, 1, 1_000_000])
 def test_a_full_disk_is_told_wherever_the_write_fails(installation: Installation, size: int) -> None:
-    with _no_file_beyond(size):
-        answer = _post_form(installation, _form(PURPOSE, ('name="file"; filename="a"', b"x" * (size + 1))))
+    with no_file_beyond(size):
+        answer = _post_form(installation, form(PURPOSE, ('name="file"; filename="a"', b"x" * (size + 1))))
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "storage_full")
-    assert _stored(installation) == []
-
-
-def _stored(installation: Installation, folder: str = "") -> list[str]:
-    """The names of everything in the artifact store."""
-    root: Path = installation.settings.artifacts_dir / folder
-    return sorted(path.name for path in root.rglob("*") if path.is_file())
+    assert stored(installation) == []
 
 
 # Downloads

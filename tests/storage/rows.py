@@ -6,11 +6,11 @@ from sqlalchemy import func, text
 from sqlalchemy.orm import Session
 
 from api_schemas.jobs import ENDED, JobCreate
-from storage import files, jobs, teams
+from storage import files, jobs, teams, uploads
 from storage.artifacts import StoredFile
 from storage.database import Database
 from storage.ids import new_id
-from storage.tables import File, Job, JobEvent, Team
+from storage.tables import File, Job, JobEvent, Team, Upload
 
 TEAM = teams.DEFAULT_TEAM
 OTHER_TEAM = "other"
@@ -36,6 +36,24 @@ def add_file(database: Database, *, team: str = TEAM, verdict: files.Verdict | N
         with database.session_across_teams() as session:
             files.record_verdict(session, file_id, verdict)
     return file_id
+
+
+def add_upload(database: Database, size: int) -> str:
+    """A pending upload that was declared with `size` bytes."""
+    with database.session(TEAM) as session:
+        return uploads.create(session, filename="rows.jsonl", purpose="fine-tune", size=size).id
+
+
+def add_part(database: Database, upload_id: str, size: int, sha256: str) -> str:
+    with database.session(TEAM) as session:
+        return uploads.add_part(session, upload_id, StoredFile(size, sha256)).id
+
+
+def end_time_of(database: Database, upload_id: str) -> None:
+    """Move the upload's expiry into the past, which is what waiting for it would do."""
+    with database.session_across_teams() as session:
+        upload = session.get_one(Upload, upload_id)
+        upload.expires_at = func.clock_timestamp() - text("interval '1 second'")
 
 
 def add_job(database: Database, state: str = "queued", *, team: str = TEAM, **request: Any) -> str:

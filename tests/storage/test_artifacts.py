@@ -29,18 +29,33 @@ def published(store: ArtifactStore) -> Path:
 
 
 def contents(root: Path) -> set[str]:
-    """The files and folders below a store, but for its own three folders."""
-    return {str(path.relative_to(root)) for path in root.rglob("*")} - {"files", "models", "unfinished"}
+    """The files and folders below a store, but for its own folders."""
+    return {str(path.relative_to(root)) for path in root.rglob("*")} - {"files", "parts", "models", "unfinished"}
+
+
+async def stream(*chunks: bytes, then: Exception | None = None) -> AsyncIterator[bytes]:
+    for chunk in chunks:
+        yield chunk
+    if then is not None:
+        raise then
 
 
 def write(store: ArtifactStore, *chunks: bytes, then: Exception | None = None) -> StoredFile:
-    async def stream() -> AsyncIterator[bytes]:
-        for chunk in chunks:
-            yield chunk
-        if then is not None:
-            raise then
+    return asyncio.run(store.write_file("file-1", stream(*chunks, then=then)))
 
-    return asyncio.run(store.write_file("file-1", stream()))
+
+def receive(store: ArtifactStore, content: bytes, *, keep: bool = True) -> StoredFile:
+    async def run() -> StoredFile:
+        async with store.receiving_part("upload-1", stream(content)) as part:
+            if keep:
+                store.keep_part("upload-1", part)
+        return part.stored
+
+    return asyncio.run(run())
+
+
+def assemble(store: ArtifactStore, *parts: StoredFile, md5: str | None = None) -> StoredFile:
+    return asyncio.run(store.assemble("file-1", "upload-1", parts, md5))
 
 
 @contextmanager
@@ -96,6 +111,89 @@ def test_a_deleted_file_is_gone_and_may_be_deleted_again(store: ArtifactStore, t
         store.delete_file("file-1")
 
     assert contents(tmp_path) == set()
+
+
+def test_old_files_are_those_that_have_been_there_for_long(store: ArtifactStore, tmp_path: Path) -> None:
+    write(store, b"one\n")
+    assert store.old_files() == []
+
+    os.utime(store.file("file-1"), (0, 0))
+
+    assert store.old_files() == ["file-1"]
+
+
+# --- parts ---
+
+
+def test_parts_become_a_file_in_the_order_asked_for(store: ArtifactStore, tmp_path: Path) -> None:
+    one, two = receive(store, b"one\n" * 600_000), receive(store, b"two\n")
+    whole = b"two\n" + b"one\n" * 600_000
+
+    stored = assemble(store, two, one, md5=hashlib.md5(whole).hexdigest())
+
+    assert stored == StoredFile(len(whole), hashlib.sha256(whole).hexdigest())
+    assert store.file("file-1").read_bytes() == whole
+    assert list((tmp_path / "unfinished").iterdir()) == []
+    assert store.uploads_with_parts() == ["upload-1"]
+    for _ in range(2):
+        store.delete_parts("upload-1")
+    assert contents(tmp_path) == {"files/file-1"}
+
+
+def test_a_part_that_is_not_kept_leaves_nothing(store: ArtifactStore, tmp_path: Path) -> None:
+    receive(store, b"one\n", keep=False)
+
+    assert contents(tmp_path) == set()
+
+
+def test_a_part_sent_twice_takes_room_once_and_mends_the_first(store: ArtifactStore, tmp_path: Path) -> None:
+    part = receive(store, b"one\n")
+    (tmp_path / "parts" / "upload-1" / part.sha256).write_bytes(b"rot\n")
+
+    assert receive(store, b"one\n") == part
+
+    assert contents(tmp_path) == {"parts/upload-1", f"parts/upload-1/{part.sha256}"}
+    assert assemble(store, part) == StoredFile(4, part.sha256)
+
+
+@pytest.mark.parametrize("left", [None, b"", b"two", b"twO\n", b"two\ntwo\n"])
+def test_a_part_that_is_not_what_was_received_makes_no_file(
+    store: ArtifactStore, tmp_path: Path, left: bytes | None
+) -> None:
+    one, two = receive(store, b"one\n"), receive(store, b"two\n")
+    path = tmp_path / "parts" / "upload-1" / two.sha256
+    path.unlink()
+    if left is not None:
+        path.write_bytes(left)
+
+    with pytest.raises(LikenessError) as refusal:
+        assemble(store, one, two)
+
+    assert (refusal.value.code, refusal.value.param) == ("artifact_corrupt", "part_ids.1")
+    assert not store.file("file-1").exists()
+    assert list((tmp_path / "unfinished").iterdir()) == []
+
+
+def test_a_whole_of_another_md5_makes_no_file(store: ArtifactStore) -> None:
+    one, two = receive(store, b"one\n"), receive(store, b"two\n")
+
+    with pytest.raises(LikenessError) as refusal:
+        assemble(store, two, one, md5=hashlib.md5(b"one\ntwo\n").hexdigest())
+
+    assert (refusal.value.code, refusal.value.param) == ("checksum_mismatch", "md5")
+    assert hashlib.md5(b"two\none\n").hexdigest() in refusal.value.message
+    assert not store.file("file-1").exists()
+
+
+def test_a_disk_full_while_assembling_is_told_and_keeps_the_parts(store: ArtifactStore, tmp_path: Path) -> None:
+    one, two = receive(store, b"1" * 60_000), receive(store, b"2" * 60_000)
+
+    with no_file_longer_than(100_000), pytest.raises(LikenessError) as refusal:
+        assemble(store, one, two)
+
+    assert refusal.value.code == "storage_full"
+    assert not store.file("file-1").exists()
+    assert assemble(store, one, two).bytes == 120_000
 
 
 # --- models ---

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,12 +9,12 @@ import pytest
 from redis import Redis
 from sqlalchemy import text
 
-from storage import queue
+from storage import files, queue, uploads
 from storage.artifacts import ArtifactStore
 from storage.database import Database
 from storage.leadership import Leadership
 from tests.processes import until
-from tests.storage.rows import add_file, add_job, expire_lease, job_of
+from tests.storage.rows import add_file, add_job, add_upload, end_time_of, expire_lease, job_of
 from workers.reconciler import Reconciler, run
 
 
@@ -97,6 +98,37 @@ def test_leftovers_of_crashed_writers_are_removed(
     reconciler.tick()
 
     assert not list((tmp_path / "unfinished").iterdir())
+
+
+def test_parts_of_uploads_that_have_ended_are_removed(database: Database, redis: Redis, tmp_path: Path) -> None:
+    names = {name: add_upload(database, 10) for name in ("pending", "expired", "cancelled")}
+    for upload_id in [*names.values(), "upload-unknown"]:
+        (tmp_path / "parts" / upload_id).mkdir(parents=True)
+        (tmp_path / "parts" / upload_id / "00").write_bytes(b"x" * 10)
+    end_time_of(database, names["expired"])
+    with database.session_across_teams() as session:
+        uploads.cancel(session, names["cancelled"])
+
+    Reconciler(database, redis, ArtifactStore(tmp_path)).tick()
+
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == [names["pending"]]
+    with database.session_across_teams() as session:
+        assert uploads.get(session, names["expired"]).status == "expired"
+
+
+def test_old_bytes_without_a_row_are_removed(database: Database, redis: Redis, tmp_path: Path) -> None:
+    reconciler = Reconciler(database, redis, ArtifactStore(tmp_path))
+    known, deleted = add_file(database), add_file(database)
+    with database.session_across_teams() as session:
+        files.delete(session, deleted)
+    for name in (known, deleted, "file-orphan", "file-fresh"):
+        (tmp_path / "files" / name).touch()
+        if name != "file-fresh":
+            os.utime(tmp_path / "files" / name, (0, 0))
+
+    reconciler.tick()
+
+    assert {path.name for path in (tmp_path / "files").iterdir()} == {known, "file-fresh"}
 
 
 class Candidate:

@@ -17,10 +17,12 @@ _LONGEST_FIELD_BYTES = 8 * 1024
 class FileForm:
     """Reads the form's bytes as they come. After `file_chunks` is through, `fields` and `filename` are known.
 
+    `file_field` is the name of the field that holds the file. `filename` stays None if the form lacks it.
     Raises LikenessError `unsupported_media_type`, `invalid_multipart`, `too_many_parts` or `invalid_unicode`.
     """
 
-    def __init__(self, content_type: str) -> None:
+    def __init__(self, content_type: str, file_field: str = "file") -> None:
+        self._file_field = file_field
         self.fields: dict[str, str] = {}
         self.filename: str | None = None
         self._parts = 0
@@ -31,10 +33,10 @@ class FileForm:
         self._field: str | None = None
         self._value = b""
         self._file_data: list[bytes] = []
-        self._parser = MultipartParser(_boundary(content_type), self._callbacks())
+        self._parser = MultipartParser(_boundary(content_type, file_field), self._callbacks())
 
     async def file_chunks(self, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        """The bytes of the part called `file`, in the pieces in which they arrive."""
+        """The bytes of the file, in the pieces in which they arrive."""
         async for piece in body:
             try:
                 self._parser.write(piece)
@@ -80,13 +82,13 @@ class FileForm:
         if not isinstance(name, str):
             raise _broken("a part has no name")
         self._field, self._value = name, b""
-        if name == "file":
+        if name == self._file_field:
             if self.filename is not None:
-                raise LikenessError("too_many_parts", "The form has more than one 'file'.", param="file")
+                raise LikenessError("too_many_parts", f"The form has more than one {name!r}.", param=name)
             self.filename = _filename(self._headers) or "upload.jsonl"
 
     def _more_data(self, data: bytes, start: int, end: int) -> None:
-        if self._field == "file":
+        if self._field == self._file_field:
             self._file_data.append(data[start:end])
             return
         self._value += data[start:end]
@@ -94,20 +96,20 @@ class FileForm:
             raise LikenessError("input_too_long", "The field is too long for a form's field.", param=self._field)
 
     def _end_part(self) -> None:
-        if self._field is not None and self._field != "file":
+        if self._field is not None and self._field != self._file_field:
             self.fields[self._field] = _text(self._value, f"field {self._field!r}")
 
     def _end(self) -> None:
         self._ended = True
 
 
-def _boundary(content_type: str) -> bytes:
+def _boundary(content_type: str, file_field: str) -> bytes:
     header = Message()
     header["content-type"] = content_type
     if header.get_content_type() != "multipart/form-data":
         raise LikenessError(
             "unsupported_media_type",
-            "Upload a file as multipart/form-data with the fields 'file' and 'purpose'.",
+            f"Send the bytes as multipart/form-data, in the field {file_field!r}.",
         )
     boundary = header.get_param("boundary")
     if not isinstance(boundary, str) or not boundary:
