@@ -13,7 +13,7 @@ COPY encoders/ encoders/
 COPY workers/ workers/
 COPY service/ service/
 RUN --mount=type=cache,target=/root/.cache/pip \
-    /opt/likeness/bin/pip install --constraint constraints.txt .
+    /opt/likeness/bin/pip install --constraint constraints.txt '.[data]'
 
 FROM python:${PYTHON}-slim
 # The same number in every image: they share a volume.

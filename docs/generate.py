@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from api_schemas import errors
 from api_schemas.files import RowError
 from service.settings import ServiceSettings
-from workers.training.datasets import validate
+from workers.data.validation import validate
 
 ROOT = Path(__file__).parent.parent
 
@@ -25,7 +25,13 @@ REFUSED: Sequence[tuple[str, str]] = (
     ("A field is misspelt", '{"anchor": "a question", "postive": "its answer"}'),
     ("Rows for a chat model", '{"messages": [{"role": "user", "content": "hello"}]}'),
     ("A text is empty", '{"anchor": "a question", "positive": " "}'),
-    ("A list where a text belongs", '{"anchor": "a question", "positive": ["one answer", "another"]}'),
+    ("A number where a text belongs", '{"anchor": "a question", "positive": 7}'),
+    ("A score beside the pair", '{"sentence1": "a text", "sentence2": "another", "score": 0.4}'),
+    (
+        "Two formats in one row",
+        '{"anchor": "a question", "positive": "its answer", "text": "a message", "label": "its class"}',
+    ),
+    ("Vectors of two sizes", '{"anchor_vector": [0.1, 0.2], "positive_vector": [0.1, 0.2, 0.3]}'),
     ("A line that isn't JSON", "a question,its answer"),
     ("A key twice", '{"anchor": "a question", "anchor": "again", "positive": "its answer"}'),
     ("NaN", '{"text": "a message", "label": NaN}'),

@@ -9,7 +9,7 @@ import pytest
 from api_schemas.errors import ERROR_CODES, LikenessError
 from docs import generate
 from tests.markdown import PAGES, ROOT, code_blocks, inline_code, relative_links
-from workers.training.datasets import validate
+from workers.data.validation import validate
 
 DECISIONS = sorted((ROOT / "docs" / "decisions").glob("*.md"))
 
@@ -38,7 +38,7 @@ def test_the_formats_shown_are_accepted(tmp_path: Path) -> None:
         report = validate(path)
         assert report.usable, report.summary
         formats.append(report.format)
-    assert formats == ["pairs", "labels"]
+    assert formats == ["pairs", "triplets", "labels", "views", "texts", "vectors", "vector_pairs"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

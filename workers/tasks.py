@@ -13,15 +13,16 @@ import structlog
 from sqlalchemy.orm import Session
 
 from api_schemas.errors import LikenessError
+from api_schemas.files import MAX_LISTED_ERRORS
 from storage import files, jobs, queue
 from storage.artifacts import ArtifactStore
 from storage.database import Database
 from storage.processes import start_child, stop_child
 from storage.settings import StorageSettings
 from workers import exit_codes
+from workers.data import validation
 from workers.lease import Lease, LeaseLostError
 from workers.patience import patiently
-from workers.training import datasets
 
 log = structlog.get_logger("likeness.tasks")
 
@@ -149,7 +150,7 @@ def validate_file(file_id: str) -> None:
 
 def _verdict(artifacts: ArtifactStore, file_id: str) -> files.Verdict:
     try:
-        report = datasets.validate(artifacts.file(file_id))
+        report = validation.validate(artifacts.file(file_id))
     except FileNotFoundError:
         gone = "Its bytes are gone from the artifact store; upload it again."
         return files.Verdict(usable=False, format=None, rows=0, error_count=0, errors=[], summary=gone)
@@ -158,7 +159,7 @@ def _verdict(artifacts: ArtifactStore, file_id: str) -> files.Verdict:
         format=report.format,
         rows=report.rows,
         error_count=report.error_count,
-        errors=[error.model_dump() for error in report.errors],
+        errors=[error.model_dump() for error in report.errors[:MAX_LISTED_ERRORS]],
         summary=report.summary,
     )
 

@@ -1,4 +1,4 @@
-"""One row of a dataset, whatever file it came from, or the reason why a record is no row."""
+"""One row of a dataset, whatever file it came from, or the reason why there is none."""
 
 from __future__ import annotations
 
@@ -27,11 +27,19 @@ class Row(NamedTuple):
     label: str | None = None  # integers as their digits
 
 
-class RowRefusedError(Exception):
-    """A record cannot be used. `message` says why and what to do, without the row's number."""
+class RefusedError(Exception):
+    """Something cannot be used. `message` says why and what to do, without a row's number."""
 
     def __init__(self, code: str, message: str, field: str | None = None) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.field = field
+
+
+class RowRefusedError(RefusedError):
+    """A record is no row; the records after it may be."""
+
+
+class FileRefusedError(RefusedError):
+    """A file cannot be read, or not beyond some place."""
