@@ -19,7 +19,6 @@ from encoders.folder import (
     WEIGHTS,
     check_folder,
     read_fraction,
-    read_max_seq_length,
     read_object,
     read_positive_int,
 )
@@ -61,12 +60,7 @@ class TextEncoder(nn.Module):
         """
         check_folder(folder)
         _check_supported(read_object(folder, "config.json"))
-        settings = read_object(folder, "sentence_bert_config.json")
-        tokenizer = TextTokenizer(
-            folder / "tokenizer.json",
-            max_seq_length=read_max_seq_length(folder),
-            lowercase=settings.get("do_lower_case") is True,
-        )
+        tokenizer = TextTokenizer.of_folder(folder)
         bert = _load_bert(folder)
         if tokenizer.vocabulary_size > bert.embeddings.word_embeddings.num_embeddings:
             raise UnsafeFolderError("tokenizer.json knows more tokens than config.json; copy both again.")

@@ -12,6 +12,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from encoders.errors import UnsafeFolderError, UnsupportedArchitectureError
+from encoders.folder import TOKENIZER, read_max_seq_length, read_object
 
 # Text beyond this many characters for each token that the model reads is not looked at. English has 4 to 5
 # characters a token; hardly any text has 32 on average over its first 256 tokens.
@@ -43,6 +44,16 @@ class TextTokenizer:
         self.max_seq_length = max_seq_length
         if len(self._tokenizer.encode("").ids) != 2:
             raise UnsupportedArchitectureError("tokenizer.json must frame a text by one token on each side.")
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> TextTokenizer:
+        """The tokenizer of a sentence-transformers folder. Raises UnsafeFolderError, UnsupportedArchitectureError."""
+        settings = read_object(folder, "sentence_bert_config.json")
+        return cls(
+            folder / TOKENIZER,
+            max_seq_length=read_max_seq_length(folder),
+            lowercase=settings.get("do_lower_case") is True,
+        )
 
     @property
     def vocabulary_size(self) -> int:
