@@ -100,7 +100,7 @@ def _report(asked: argparse.Namespace) -> Report:
     except OSError as error:
         raise NoAnswerError(f"{error.strerror or error}: {error.filename or asked.file}") from error
     if asked.no_probe:
-        return found.report
+        return with_estimate(found.report, "--no-probe was given.")
     return with_estimate(found.report, _estimate(found, asked.model, models))
 
 

@@ -10,7 +10,7 @@ from api_schemas.reports import Collisions, Overlap, ReportWarning, Rows, Traini
 from workers.data.overlap import is_in_training
 from workers.data.plan import batches
 from workers.data.profile import Profile
-from workers.data.reasons import number
+from workers.data.reasons import number, percent
 
 #: A label that has more than this share of the rows is told.
 _DOMINANT = 0.8
@@ -112,7 +112,7 @@ def _labels(profile: Profile, plan: TrainingPlan | None) -> Iterator[ReportWarni
     if balance.labels > 1 and balance.largest_share > _DOMINANT:
         yield ReportWarning(
             code="one_label_dominates",
-            message=f"{balance.largest_share:.0%} of the rows have the label {balance.largest.label!r}. Most pairs "
+            message=f"{percent(balance.largest_share)} of the rows have the label {balance.largest.label!r}. Most pairs "
             "will be of that label: keep fewer of its rows, or split it.",
         )
 
@@ -132,8 +132,8 @@ def _texts_cut(profile: Profile) -> Iterator[ReportWarning]:
     if lengths is not None and lengths.texts_cut > _CUT_IN_SILENCE:
         yield ReportWarning(
             code="texts_cut",
-            message=f"{lengths.texts_cut:.0%} of the texts are longer than the {lengths.max_seq_length} tokens that "
-            f"are read, and {lengths.tokens_cut:.0%} of all tokens are cut. Put what matters first, or split "
+            message=f"{percent(lengths.texts_cut)} of the texts are longer than the {lengths.max_seq_length} tokens that "
+            f"are read, and {percent(lengths.tokens_cut)} of all tokens are cut. Put what matters first, or split "
             "the texts.",
         )
 

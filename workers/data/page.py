@@ -11,7 +11,7 @@ from rich.text import Text
 
 from api_schemas.files import DataFormat
 from api_schemas.reports import LabelBalance, Overlap, Report, TokenLengths, TrainingPlan
-from workers.data.reasons import number
+from workers.data.reasons import number, percent
 
 _BAR = 40
 _SHOWN_FIRST = 3
@@ -73,19 +73,21 @@ def _points(messages: Iterable[str], mark: str, style: str) -> Table:
 
 
 def _training(report: Report, plan: TrainingPlan) -> Group:
+    noun = "vectors" if report.vectors is not None else "texts"
     epochs = "1 epoch" if plan.n_epochs == 1 else f"{plan.n_epochs} epochs"
     lines = [
         f"{_printable(plan.model)}: {epochs} in batches of {plan.batch_size} rows, about {number(plan.steps)} steps.",
-        f"Each step encodes {number(plan.texts_per_step)} and compares {number(plan.anchors_per_step)} of them "
+        f"Each step encodes {number(plan.texts_per_step)} {noun} and compares {number(plan.anchors_per_step)} of them "
         "with the rest.",
     ]
     estimate = report.estimate
     if estimate is None:
-        lines.append(f"Time and memory are not known. {_printable(report.estimate_missing or '')}".strip())
+        lines.append(f"Time and memory were not measured. {_printable(report.estimate_missing or '')}".strip())
     else:
+        steps = "1 step" if estimate.measured_steps == 1 else f"{estimate.measured_steps} steps"
         lines.append(
             f"About {_duration(estimate.seconds)} and {_size(estimate.peak_bytes)} of memory on {estimate.device}, "
-            f"measured on {estimate.measured_steps} steps of {number(estimate.measured_rows)} rows."
+            f"measured on {steps} of {number(estimate.measured_rows)} rows."
         )
     return Group(*map(Text, lines))
 
@@ -114,7 +116,7 @@ def _content(report: Report) -> Table:
         crowd = f"about {report.collisions.expected:.2g} in a batch of {report.collisions.batch_size}; kept apart"
         table.add_row(f"pairs of rows that share a {noun[:-1]}", crowd)
     if report.scripts:
-        shares = ", ".join(f"{each.script} {each.share:.0%}" for each in report.scripts[:_SHOWN_FIRST])
+        shares = ", ".join(f"{each.script} {percent(each.share)}" for each in report.scripts[:_SHOWN_FIRST])
         table.add_row("scripts", shares)
     if report.vectors is not None:
         one = report.vectors
@@ -150,7 +152,7 @@ def _lengths(lengths: TokenLengths) -> Group:
         for each in lengths.histogram
     )
     middle = f"median {number(lengths.median)}, 95 % up to {number(lengths.p95)}, longest {number(lengths.longest)}"
-    cut = f"{_share(lengths.texts_cut)} of the texts are cut, {_share(lengths.tokens_cut)} of all tokens"
+    cut = f"{percent(lengths.texts_cut)} of the texts are cut, {percent(lengths.tokens_cut)} of all tokens"
     return Group(table, Text(f"{middle}; {cut}"))
 
 
@@ -158,9 +160,8 @@ def _overlap(overlap: Overlap) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_row("its rows", number(overlap.rows))
     table.add_row("rows that stand in the training file", number(overlap.rows_in_training))
-    table.add_row(
-        "texts that stand in the training file", f"{number(overlap.texts_in_training)} of {number(overlap.texts)}"
-    )
+    shared = f"{number(overlap.texts_in_training)} of {number(overlap.texts)}"
+    table.add_row("texts that stand in the training file", shared)
     return table
 
 
@@ -173,10 +174,6 @@ def _bars(rows: Iterable[tuple[str, int, int, str]]) -> Table:
         bar = "█" * round(_BAR * count / most) or ("▏" if count else "")
         table.add_row(Text(name), number(count), Text.assemble((bar, "cyan"), " " if remark else "", (remark, "dim")))
     return table
-
-
-def _share(share: float) -> str:
-    return "under 1 %" if 0 < share < 0.01 else f"{100 * share:.0f} %"
 
 
 def _duration(seconds: float) -> str:

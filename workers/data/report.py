@@ -39,7 +39,7 @@ def report(
         refused=refused,
         training=planned,
         estimate=None,
-        estimate_missing="It was not asked for.",
+        estimate_missing="Only `likeness inspect` measures it.",
         duplicates=profile.duplicates,
         conflicts=profile.conflicts,
         same_inputs=profile.same_inputs,
