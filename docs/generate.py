@@ -32,7 +32,9 @@ REFUSED: Sequence[tuple[str, str]] = (
         '{"anchor": "a question", "positive": "its answer", "text": "a message", "label": "its class"}',
     ),
     ("Vectors of two sizes", '{"anchor_vector": [0.1, 0.2], "positive_vector": [0.1, 0.2, 0.3]}'),
-    ("A line that isn't JSON", "a question,its answer"),
+    ("A line that isn't JSON", '{"anchor": "a question", "positive": "its answer"'),
+    ("A table without a header", "a question,its answer"),
+    ("A cell that should be quoted", "anchor,positive\nhello, you,its answer"),
     ("A key twice", '{"anchor": "a question", "anchor": "again", "positive": "its answer"}'),
     ("NaN", '{"text": "a message", "label": NaN}'),
     (

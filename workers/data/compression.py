@@ -57,7 +57,7 @@ def opened(file: BinaryIO, *, max_bytes: int, on_read: Callable[[int], None]) ->
     if stream is None:
         content = plain
     else:
-        content = io.BufferedReader(_Bounded(stream, counted, max_bytes), _AT_ONCE)
+        content = io.BufferedReader(Decompressed(stream, counted, max_bytes), _AT_ONCE)
         _refuse_compressed(content.peek(8))
     _refuse_unreadable(content.peek(512))
     return content
@@ -109,7 +109,7 @@ class _Counted(io.RawIOBase):
         return len(piece)
 
 
-class _Bounded(io.RawIOBase):
+class Decompressed(io.RawIOBase):
     """A decompressing stream that ends in a refusal where it has given too much, or can't go on."""
 
     def __init__(self, stream: _Readable, counted: _Counted, max_bytes: int) -> None:
@@ -124,7 +124,9 @@ class _Bounded(io.RawIOBase):
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         try:
             piece = self._stream.read(len(buffer))
-        except (EOFError, OSError, zlib.error) as error:  # gzip's and Arrow's errors are OSErrors
+        except (EOFError, OSError, zlib.error) as error:
+            if is_of_the_system(error):
+                raise
             raise FileRefusedError("file_damaged", _damage(error)) from error
         buffer[: len(piece)] = piece
         self._given += len(piece)
@@ -138,6 +140,11 @@ def refuse_expansion(given: int, read: int, max_bytes: int) -> None:
         bound = f"{max_bytes} bytes" if given > max_bytes else f"{MAX_RATIO} times its size"
         message = f"The file expands to more than {bound}. Send it uncompressed, or in several files."
         raise FileRefusedError("file_expands_too_much", message)
+
+
+def is_of_the_system(error: Exception) -> bool:
+    """Whether a disk failed, and not the content: gzip's and Arrow's errors are OSErrors too, without a number."""
+    return isinstance(error, OSError) and error.errno is not None
 
 
 def _damage(error: Exception) -> str:

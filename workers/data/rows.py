@@ -7,9 +7,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from api_schemas.files import MAX_ROW_BYTES, DataFormat
+from api_schemas.files import DataFormat
 from workers.data.formats import NUMBERED, Fields, ReadOptions, numbered_negatives, recognise, shown, unfit
-from workers.data.json_lines import kind, too_long
+from workers.data.json_lines import kind
 from workers.data.row import Row, RowRefusedError
 
 #: The most positives, negatives or views of one row.
@@ -223,11 +223,9 @@ def _list_in_cell(cell: str) -> object:
     return value if isinstance(value, list) else cell
 
 
-def refuse_if_too_long(record: Mapping[str, Any]) -> None:
-    """Hold records that never were lines to the length of a line. Raises RowRefusedError."""
-    length = sum(_bytes_of(value) for value in record.values())
-    if length > MAX_ROW_BYTES:
-        raise too_long()
+def bytes_of(record: Mapping[str, Any]) -> int:
+    """How long a record is that never was a line, about as long as the line that it could have been."""
+    return sum(_bytes_of(value) for value in record.values())
 
 
 def _bytes_of(value: object) -> int:

@@ -6,14 +6,14 @@ One refused row is enough to make a file unusable: a dataset is used as a whole 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from api_schemas.files import MAX_LISTED_ERRORS, DataFormat, RowError
 from workers.data import sources
-from workers.data.formats import EXPECTED, ReadOptions
+from workers.data.formats import EXPECTED, KNOWN, ReadOptions, quoted
 from workers.data.row import FileRefusedError, Input, RefusedError, Row, RowRefusedError
 from workers.data.rows import RowMaker
 from workers.data.sources import Source
@@ -23,6 +23,10 @@ MAX_LISTED_OF_ALL_KINDS = 10 * MAX_LISTED_ERRORS
 
 #: A kind of refusal: its code, and the field that is wrong if it is one field.
 Kind = tuple[str, str | None]
+
+
+_MOST_SHOWN = 6
+_ROW_NOUNS: Mapping[DataFormat, str] = {"views": "views", "texts": "text"}
 
 
 class DatasetError(Exception):
@@ -104,7 +108,13 @@ def _maker(source: Source, options: ReadOptions) -> RowMaker:
     try:
         return RowMaker(options, columns=source.columns, cells=source.cells)
     except RowRefusedError as refusal:
-        raise FileRefusedError(refusal.code, f"The header {refusal.message}", refusal.field) from refusal
+        message = f"The header {refusal.message}"
+        if not options.columns and KNOWN.isdisjoint(source.columns or ()):
+            message = (
+                f"The header has {quoted((source.columns or ())[:_MOST_SHOWN])}. It must name the columns, such as "
+                "'anchor' and 'positive' or 'text' and 'label'; data.columns tells other names."
+            )
+        raise FileRefusedError(refusal.code, message, refusal.field) from refusal
 
 
 def _good_rows(maker: RowMaker, number: int, record: dict[str, Any] | RowRefusedError) -> list[Row]:
@@ -216,12 +226,12 @@ class _ContrastFacts:
         """Why nothing can be learnt from the rows, or None."""
         if self.settled:
             return None
-        noun = {"views": "row", "texts": "text", "vector_pairs": "pair"}.get(self._format, "pair")
+        content = "vector" if self._format == "vector_pairs" else "text"
         if len(self._different) == 1:
-            found = f"All rows are the same {noun}"
+            found = f"All rows are the same {_ROW_NOUNS.get(self._format, 'pair')}"
         else:
-            found = "Any two rows share a text, so none is a negative of another"
-        message = f"{found}. Add {noun}s that have no text in common with these."
+            found = f"Any two rows share a {content}, so none is a negative of another"
+        message = f"{found}. Add rows that have no {content} in common with these."
         return RowRefusedError("too_few_pairs", message)
 
 

@@ -1,0 +1,222 @@
+"""Parquet, read by pyarrow in batches of few rows, of those columns only that make rows.
+
+A Parquet file declares sizes in its footer and in front of each page, and libraries allocate what is declared. What
+is declared is therefore held to bounds before pyarrow reads any of it. Strings are read as entries of a dictionary:
+a text of a megabyte that a file holds once and names a thousand times is then one text in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from api_schemas.files import MAX_ROW_BYTES
+from workers.data.compression import is_of_the_system, refuse_expansion
+from workers.data.formats import NUMBERED, ReadOptions, numbered_negatives, recognise, shown
+from workers.data.json_lines import Record, too_long
+from workers.data.parquet_pages import BrokenPageError, Chunk, TooLargePageError, check
+from workers.data.row import FileRefusedError, RowRefusedError
+from workers.data.rows import MAX_DIMENSION, bytes_of
+
+MAGIC = b"PAR1"
+_ENCRYPTED_MAGIC = b"PARE"
+_END = 8  # bytes: the footer's length and MAGIC
+_MAX_FOOTER_BYTES = 64 * 1024**2
+_MAX_ROWS_AT_ONCE = 512
+_MAX_VALUES_AT_ONCE = 2**18
+_BUFFER_BYTES = 1024**2
+#: What pyarrow raises for broken files: ArrowException and its kin, and whatever a wild size leads to in Python.
+_UNREADABLE = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError, BrokenPageError)
+
+
+class Table:
+    """The columns of a file and its records.
+
+    Raises FileRefusedError if its footer can't be read, and from `records` for whatever cannot be read later.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._size = file.seek(0, 2)
+        _refuse_footer(file, self._size)
+        try:
+            parquet = self._open([])
+            self._metadata = parquet.metadata
+            self._schema: pa.Schema = parquet.schema_arrow
+        except _UNREADABLE as error:
+            if is_of_the_system(error):
+                raise
+            raise _damaged() from error
+        self.columns: tuple[str, ...] = tuple(self._schema.names)
+        repeated = next((name for name in set(self.columns) if self.columns.count(name) > 1), None)
+        if repeated is not None:
+            raise FileRefusedError("duplicate_key", f"The header names {shown(repeated)} twice. Keep one of them.")
+
+    def records(self, options: ReadOptions, on_read: Callable[[int], None]) -> Iterator[Record]:
+        """The records, numbered by their row from 1. `on_read` is told about how many bytes have been read."""
+        names = self._wanted(options)
+        number = given = 0
+        for batch in self._batches(names):
+            for values in zip(*map(_values, batch.columns), strict=True):
+                number += 1
+                record = _record(dict(zip(names, values, strict=True)))
+                given += 0 if isinstance(record, RowRefusedError) else bytes_of(record)
+                yield number, record
+            refuse_expansion(given, self._size, options.max_expanded_bytes)
+            on_read(self._size * number // max(number, self._metadata.num_rows))
+        if number != self._metadata.num_rows:
+            raise _damaged()
+
+    def _wanted(self, options: ReadOptions) -> list[str]:
+        """The columns that make rows, in the file's order. Raises FileRefusedError if one is of a type that can't."""
+        fields = recognise(self.columns, options)
+        wanted = {*fields.all_names, *(numbered_negatives(self.columns) if fields.negative == NUMBERED else ())}
+        for name in wanted:
+            found = self._schema.field(name).type
+            if not _is_readable(found):
+                message = f"The column {shown(name)} holds {found}. Write strings, integers or lists of numbers."
+                raise FileRefusedError("row_invalid_type", message, name)
+        return [name for name in self.columns if name in wanted]
+
+    def _batches(self, names: list[str]) -> Iterator[pa.RecordBatch]:
+        """The columns of these names, in their order. Raises FileRefusedError."""
+        metadata = self._metadata
+        try:
+            leaves = [
+                index
+                for index in range(metadata.num_columns)
+                if metadata.schema.column(index).path.partition(".")[0] in names
+                or metadata.schema.column(index).path in names
+            ]
+            self._check_pages(leaves)
+            texts = [metadata.schema.column(index) for index in leaves]
+            parquet = self._open([column.path for column in texts if column.physical_type == "BYTE_ARRAY"])
+            for batch in parquet.iter_batches(self._rows_at_once(leaves), columns=names, use_threads=False):
+                yield batch.select(names)
+        except TooLargePageError as error:
+            message = "The file declares far more data than it has bytes. Write it again with an ordinary writer."
+            raise FileRefusedError("file_expands_too_much", message) from error
+        except _UNREADABLE as error:
+            if is_of_the_system(error):
+                raise
+            raise _damaged() from error
+
+    def _check_pages(self, leaves: list[int]) -> None:
+        for group in range(self._metadata.num_row_groups):
+            for index in leaves:
+                column = self._metadata.row_group(group).column(index)
+                starts = (column.data_page_offset, column.dictionary_page_offset)
+                start = min(offset for offset in starts if offset)
+                length = column.total_compressed_size
+                if start < len(MAGIC) or length < 0 or start + length > self._size:
+                    raise BrokenPageError
+                is_list = self._metadata.schema.column(index).max_repetition_level > 0
+                check(self._file, Chunk(start, length, is_list))
+
+    def _rows_at_once(self, leaves: list[int]) -> int:
+        """So few that the values of a batch are few, where lists are long."""
+        values = 1
+        for group in map(self._metadata.row_group, range(self._metadata.num_row_groups)):
+            for index in leaves:
+                values = max(values, group.column(index).num_values // max(1, group.num_rows))
+        return max(1, min(_MAX_ROWS_AT_ONCE, _MAX_VALUES_AT_ONCE // values))
+
+    def _open(self, texts: list[str]) -> pq.ParquetFile:
+        self._file.seek(0)
+        return pq.ParquetFile(
+            pa.PythonFile(self._file, mode="r"),
+            read_dictionary=texts,
+            buffer_size=_BUFFER_BYTES,
+            pre_buffer=False,
+            arrow_extensions_enabled=False,
+            thrift_string_size_limit=_MAX_FOOTER_BYTES,
+            thrift_container_size_limit=1_000_000,
+        )
+
+
+def _refuse_footer(file: BinaryIO, size: int) -> None:
+    if size < len(MAGIC) + _END:
+        raise _damaged()
+    file.seek(size - _END)
+    end = file.read(_END)
+    if end[4:] == _ENCRYPTED_MAGIC:
+        raise FileRefusedError("unsupported_file", "The Parquet file is encrypted. Write it without encryption.")
+    length = int.from_bytes(end[:4], "little")
+    if end[4:] != MAGIC or length > min(size - len(MAGIC) - _END, _MAX_FOOTER_BYTES):
+        raise _damaged()
+
+
+def _damaged() -> FileRefusedError:
+    message = "The Parquet file is damaged or incomplete. Write it again and compare its size after the upload."
+    return FileRefusedError("file_damaged", message)
+
+
+def _is_readable(found: pa.DataType) -> bool:
+    if pa.types.is_dictionary(found):
+        found = found.value_type
+    elif _is_list(found):
+        found = found.value_type.value_type if pa.types.is_dictionary(found.value_type) else found.value_type
+    tests = (
+        pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_binary,
+        pa.types.is_large_binary, pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null,
+    )  # fmt: skip
+    return any(test(found) for test in tests)
+
+
+def _is_list(found: pa.DataType) -> bool:
+    return bool(pa.types.is_list(found) or pa.types.is_large_list(found) or pa.types.is_fixed_size_list(found))
+
+
+def _values(column: pa.Array) -> Iterator[Any]:
+    """A column's values in Python. Lists are made one at a time, and none that is longer than any that is used."""
+    if not _is_list(column.type):
+        return iter(_flat_values(column))
+    return (_list_value(column, index) for index in range(len(column)))
+
+
+def _list_value(column: pa.Array, index: int) -> Any:
+    scalar = column[index]
+    if not scalar.is_valid:
+        return None
+    return _flat_values(scalar.values) if len(scalar.values) <= MAX_DIMENSION else _TOO_LONG
+
+
+def _flat_values(column: pa.Array) -> list[Any]:
+    if not pa.types.is_dictionary(column.type):
+        return _decoded(column) if _is_text(column.type) else list(column.to_pylist())
+    used = column.indices.unique().drop_null()
+    texts: dict[int | None, Any] = dict(zip(used.to_pylist(), _flat_values(column.dictionary.take(used)), strict=True))
+    return [texts.get(index) for index in column.indices.to_pylist()]
+
+
+def _is_text(found: pa.DataType) -> bool:
+    return not (pa.types.is_primitive(found) or pa.types.is_null(found))
+
+
+def _decoded(column: pa.Array) -> list[Any]:
+    """Texts, and bytes in place of those that are not UTF-8: Arrow checks none of them."""
+    values = column.cast(pa.large_binary()).to_pylist()
+    return [value if value is None else _decoded_or_bytes(value) for value in values]
+
+
+def _decoded_or_bytes(value: bytes) -> str | bytes:
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return value
+
+
+_TOO_LONG = object()  # stands for a list that is not even looked at
+
+
+def _record(record: dict[str, Any]) -> dict[str, Any] | RowRefusedError:
+    for name, value in record.items():
+        if value is _TOO_LONG:
+            message = f"{shown(name)} is a list of more than {MAX_DIMENSION} values. Shorten it."
+            return RowRefusedError("row_too_many_texts", message, name)
+        if type(value) is bytes or (type(value) is list and bytes in map(type, value)):
+            return RowRefusedError("invalid_utf8", f"{shown(name)} is not UTF-8. Write its texts as UTF-8.", name)
+    return too_long() if bytes_of(record) > MAX_ROW_BYTES else record
