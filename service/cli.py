@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy.exc import OperationalError
 
+from api_schemas.defaults import MODEL
 from service.settings import ServiceSettings
 from storage import schema, teams
 from storage.database import Database
@@ -162,9 +163,7 @@ def inspect(
         list[str] | None,
         typer.Option(metavar="ROLE=NAME", help="Which column plays a role, as anchor=title. Repeatable."),
     ] = None,
-    model: Annotated[
-        str, typer.Option(help="The encoder that would be trained.")
-    ] = "sentence-transformers/all-MiniLM-L6-v2",
+    model: Annotated[str, typer.Option(help="The encoder that would be trained.")] = MODEL,
     batch_size: Annotated[int | None, typer.Option(min=2, max=65536, help="Rows of a batch. [default: chosen]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, as the API answers it.")] = False,
     no_probe: Annotated[bool, typer.Option("--no-probe", help="Don't measure time and memory of a step.")] = False,

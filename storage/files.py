@@ -25,6 +25,7 @@ class Verdict:
     error_count: int
     errors: list[dict[str, Any]]
     summary: str | None
+    report: dict[str, Any] | None = None  # see api_schemas.reports
 
 
 def create(session: Session, file_id: str, *, filename: str, purpose: str, stored: StoredFile) -> File:
@@ -82,6 +83,40 @@ def ids(session: Session) -> set[str]:
     return set(session.scalars(select(File.id).where(File.deleted_at.is_(None))))
 
 
+def report(session: Session, file_id: str) -> dict[str, Any]:
+    """What validation left as a file's report (see api_schemas.reports).
+
+    Raises LikenessError `not_found`, or `file_not_validated` while there is none yet.
+    """
+    row = get(session, file_id)
+    if row.report is not None:
+        return row.report
+    if row.status == "uploaded":
+        raise LikenessError(
+            "file_not_validated",
+            f"File {file_id} is still being validated. Ask again when its status is 'processed' or 'error'.",
+            headers={"Retry-After": "1"},
+        )
+    raise LikenessError(
+        "not_found",
+        f"File {file_id} has no report: its bytes were gone, or an older version validated it. Upload it again.",
+    )
+
+
+def reason_against(training: File, validation: File | None, *, batch_size: int | None) -> tuple[str, str, str] | None:
+    """Why files that are usable one by one can't be trained on: the request's field, a code and a sentence.
+
+    batch_size: None if it is left to us, as it was when the report was made.
+    """
+    if validation is not None and validation.sha256 == training.sha256:
+        message = "The validation file is the training file, byte for byte. Validate on rows that are not trained on."
+        return "validation_file", "evaluation_in_training", message
+    for reason in training.report["verdict"]["reasons"] if training.report else ():
+        if batch_size is None or reason["code"] != "too_few_classes":
+            return "training_file", reason["code"], f"{training.filename}: {reason['message']}"
+    return None
+
+
 def waiting_for_validation(session: Session) -> Sequence[str]:
     """Ids of the files that nobody has validated yet."""
     return session.scalars(select(File.id).where(File.status == "uploaded", File.deleted_at.is_(None))).all()
@@ -99,6 +134,7 @@ def record_verdict(session: Session, file_id: str, verdict: Verdict) -> bool:
             rows=verdict.rows,
             error_count=verdict.error_count,
             errors=verdict.errors,
+            report=verdict.report,
         )
         .returning(File.id)
     )

@@ -18,6 +18,7 @@ from api_schemas.defaults import resolve
 from api_schemas.errors import LikenessError
 from api_schemas.jobs import ENDED, JobCreate, Method, OpenAIHyperparameters
 from storage import models, queue
+from storage.files import reason_against
 from storage.ids import new_id
 from storage.pages import Order, page
 from storage.tables import File, Job, JobEvent, JobMetrics, Model
@@ -303,8 +304,21 @@ def _release(session: Session, row: Job, files: Sequence[File]) -> None:
         labelled = next((file for file in files if file.format != "pairs"), None)
         if labelled is not None and Method(**row.method).contrastive.loss.symmetric is not None:
             _fail(session, row, "invalid_value", _SYMMETRIC_WITHOUT_PAIRS.format(labelled.filename))
+            return
+        training = next(file for file in files if file.id == row.training_file)
+        validation = next((file for file in files if file.id == row.validation_file), None)
+        against = reason_against(training, validation, batch_size=_batch_size_asked(row))
+        if against is not None:
+            _, code, message = against
+            _fail(session, row, code, message)
         else:
-            _queue(session, row, next(file for file in files if file.id == row.training_file))
+            _queue(session, row, training)
+
+
+def _batch_size_asked(row: Job) -> int | None:
+    openai = OpenAIHyperparameters(**(row.openai_hyperparameters or {}))
+    asked = (Method(**row.method).contrastive.hyperparameters.batch_size, openai.batch_size)
+    return next((size for size in asked if size != "auto"), None)
 
 
 def _queue(session: Session, row: Job, training: File) -> None:

@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
+from api_schemas.defaults import MODEL
 from api_schemas.files import DataFormat
 from api_schemas.reports import Estimate, Report
 from encoders import registry
@@ -35,7 +36,6 @@ from workers.data.report import with_estimate
 
 USABLE, NOT_USABLE, NO_ANSWER = 0, 1, 2
 
-DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 _PROBE_SECONDS = 180
 #: Smaller files are read before a bar is seen.
 _BAR_FROM_BYTES = 16 * 1024 * 1024
@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--evaluation", type=Path)
     parser.add_argument("--format")
     parser.add_argument("--column", action="append", default=[])
-    parser.add_argument("--model", default=DEFAULT_MODEL)
+    parser.add_argument("--model", default=MODEL)
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--no-probe", action="store_true")

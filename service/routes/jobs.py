@@ -59,6 +59,7 @@ def create_job(request: JobCreate, caller: CallerDep, state: StateDep) -> Job:
             row = files.get(session, request.validation_file, param="validation_file")
             validation = _usable(row, "validation_file")
         _check_batch_size(request, training, validation)
+        _check_files(request, training, validation)
         created = jobs.create(session, request, training, validation, max_seq_length=model.max_seq_length)
         answer = _wire(created)
     queue.dispatch_soon(state.database, state.redis)
@@ -164,6 +165,17 @@ def _check_batch_size(request: JobCreate, *files: tables.File | None) -> None:
             f"`{param}` must be at least {SMALLEST_BATCH} for labelled texts: two labels of two texts each.",
             param=param,
         )
+
+
+def _check_files(request: JobCreate, training: tables.File, validation: tables.File | None) -> None:
+    """Refuse files that can't be used together, or not as they would be."""
+    asked = request.method.contrastive.hyperparameters.batch_size
+    if asked == "auto" and request.hyperparameters is not None:
+        asked = request.hyperparameters.batch_size
+    against = files.reason_against(training, validation, batch_size=None if asked == "auto" else asked)
+    if against is not None:
+        param, code, message = against
+        raise LikenessError(code, message, param=param)
 
 
 def _metadata_filter(query: Mapping[str, str]) -> dict[str, str]:

@@ -112,8 +112,8 @@ def _labels(profile: Profile, plan: TrainingPlan | None) -> Iterator[ReportWarni
     if balance.labels > 1 and balance.largest_share > _DOMINANT:
         yield ReportWarning(
             code="one_label_dominates",
-            message=f"{percent(balance.largest_share)} of the rows have the label {balance.largest.label!r}. Most pairs "
-            "will be of that label: keep fewer of its rows, or split it.",
+            message=f"{percent(balance.largest_share)} of the rows have the label {balance.largest.label!r}. Most "
+            "pairs will be of that label: keep fewer of its rows, or split it.",
         )
 
 
@@ -132,8 +132,8 @@ def _texts_cut(profile: Profile) -> Iterator[ReportWarning]:
     if lengths is not None and lengths.texts_cut > _CUT_IN_SILENCE:
         yield ReportWarning(
             code="texts_cut",
-            message=f"{percent(lengths.texts_cut)} of the texts are longer than the {lengths.max_seq_length} tokens that "
-            f"are read, and {percent(lengths.tokens_cut)} of all tokens are cut. Put what matters first, or split "
+            message=f"{percent(lengths.texts_cut)} of the texts are longer than the {lengths.max_seq_length} tokens "
+            f"that are read, and {percent(lengths.tokens_cut)} of all tokens are cut. Put what matters first, or split "
             "the texts.",
         )
 

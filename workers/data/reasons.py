@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from api_schemas.defaults import SMALLEST_BATCH
 from api_schemas.reports import Overlap, Reason, TrainingPlan
 from workers.data.overlap import is_in_training
 from workers.data.plan import batches
 from workers.data.profile import Profile
 from workers.data.validation import FileReport
-from workers.training.batches import MIN_LABEL_BATCH
 
 
 def reasons(
@@ -37,10 +37,10 @@ def reasons(
 def _too_few_classes(profile: Profile, plan: TrainingPlan) -> str | None:
     if profile.labels is None:
         return None
-    if plan.batch_size < MIN_LABEL_BATCH:
+    if plan.batch_size < SMALLEST_BATCH:
         return (
             f"A batch of {plan.batch_size} holds no two rows of each of two labels. "
-            f"Choose a batch_size of {MIN_LABEL_BATCH} or more."
+            f"Choose a batch_size of {SMALLEST_BATCH} or more."
         )
     count = batches(profile.rows, plan.batch_size)
     if 2 * profile.labels.groups < count:
