@@ -118,6 +118,9 @@ class LabelBalance(ResponseModel):
     largest: LabelShare
     smallest: LabelShare
     largest_share: float = Field(description="Share of the rows that have the largest label, 0 to 1.")
+    batches_with_two: int = Field(
+        description="Batches of an epoch, at most, that can hold rows of another label than the largest."
+    )
     top: list[LabelShare] = Field(description="The ten most frequent, the most frequent first.")
 
 

@@ -7,8 +7,10 @@ from typing import Any
 from sqlalchemy import ColumnElement, func, or_, select, update
 from sqlalchemy.orm import Session
 
+from api_schemas.batches import too_few_classes
 from api_schemas.errors import LikenessError
 from api_schemas.jobs import ENDED
+from api_schemas.reports import Report
 from storage import queue
 from storage.artifacts import StoredFile
 from storage.pages import Order, page
@@ -103,17 +105,21 @@ def report(session: Session, file_id: str) -> dict[str, Any]:
     )
 
 
-def reason_against(training: File, validation: File | None, *, batch_size: int | None) -> tuple[str, str, str] | None:
-    """Why files that are usable one by one can't be trained on: the request's field, a code and a sentence.
-
-    batch_size: None if it is left to us, as it was when the report was made.
-    """
+def reason_against(training: File, validation: File | None, *, batch_size: int) -> tuple[str, str, str] | None:
+    """Why files that are usable one by one can't be trained on: the request's field, a code and a sentence."""
     if validation is not None and validation.sha256 == training.sha256:
         message = "The validation file is the training file, byte for byte. Validate on rows that are not trained on."
         return "validation_file", "evaluation_in_training", message
-    for reason in training.report["verdict"]["reasons"] if training.report else ():
-        if batch_size is None or reason["code"] != "too_few_classes":
-            return "training_file", reason["code"], f"{training.filename}: {reason['message']}"
+    if training.report is None:
+        return None
+    report = Report(**training.report)
+    if report.labels is not None:
+        too_few = too_few_classes(report.labels, report.rows, batch_size)
+        if too_few is not None:
+            return "training_file", "too_few_classes", f"{training.filename}: {too_few}"
+    for reason in report.verdict.reasons:
+        if reason.code != "too_few_classes":  # of the batch size that is automatic
+            return "training_file", reason.code, f"{training.filename}: {reason.message}"
     return None
 
 

@@ -307,24 +307,23 @@ def _release(session: Session, row: Job, files: Sequence[File]) -> None:
             return
         training = next(file for file in files if file.id == row.training_file)
         validation = next((file for file in files if file.id == row.validation_file), None)
-        against = reason_against(training, validation, batch_size=_batch_size_asked(row))
+        method = _resolved(row, training)
+        against = reason_against(training, validation, batch_size=int(method.contrastive.hyperparameters.batch_size))
         if against is not None:
             _, code, message = against
             _fail(session, row, code, message)
         else:
-            _queue(session, row, training)
+            _queue(session, row, training, method)
 
 
-def _batch_size_asked(row: Job) -> int | None:
-    openai = OpenAIHyperparameters(**(row.openai_hyperparameters or {}))
-    asked = (Method(**row.method).contrastive.hyperparameters.batch_size, openai.batch_size)
-    return next((size for size in asked if size != "auto"), None)
-
-
-def _queue(session: Session, row: Job, training: File) -> None:
-    """Choose what was left open, and ask for the first attempt."""
+def _resolved(row: Job, training: File) -> Method:
+    """The job's method, with what was left open chosen."""
     openai = OpenAIHyperparameters(**row.openai_hyperparameters) if row.openai_hyperparameters else None
-    method = resolve(Method(**row.method), openai, rows=training.rows or 0, max_seq_length=row.max_seq_length)
+    return resolve(Method(**row.method), openai, rows=training.rows or 0, max_seq_length=row.max_seq_length)
+
+
+def _queue(session: Session, row: Job, training: File, method: Method) -> None:
+    """Keep the method, and ask for the first attempt."""
     row.method = method.model_dump()
     _next_attempt(session, row)
     _add_event(session, row, "info", f"Files validated: {training.rows} rows; job queued")

@@ -21,8 +21,6 @@ from storage.database import Database
 from storage.processes import start_child, stop_child
 from storage.settings import StorageSettings
 from workers import exit_codes
-from workers.data.inspection import inspect, max_seq_length_of, tokens_of
-from workers.data.plan import Setting
 from workers.lease import Lease, LeaseLostError
 from workers.patience import patiently
 
@@ -151,6 +149,10 @@ def validate_file(file_id: str) -> None:
 
 
 def _verdict(settings: StorageSettings, file_id: str) -> files.Verdict:
+    # Here and not above: the worker, of which this is a child, lives longer and needs none of it.
+    from workers.data.inspection import inspect, max_seq_length_of, tokens_of
+    from workers.data.plan import Setting
+
     measure = tokens_of(MODEL, settings.base_models_dir)
     setting = Setting(MODEL, max_seq_length_of(MODEL, settings.base_models_dir))
     try:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from itertools import groupby
 
+from api_schemas.amounts import number, percent
+from api_schemas.batches import batches_an_epoch
 from api_schemas.files import DataFormat
 from api_schemas.reports import Collisions, Overlap, ReportWarning, Rows, TrainingPlan
 from workers.data.overlap import is_in_training
-from workers.data.plan import batches
 from workers.data.profile import Profile
-from workers.data.reasons import number, percent
 
 #: A label that has more than this share of the rows is told.
 _DOMINANT = 0.8
@@ -95,8 +95,8 @@ def _duplicates(profile: Profile) -> Iterator[ReportWarning]:
 def _labels(profile: Profile, plan: TrainingPlan | None) -> Iterator[ReportWarning]:
     if profile.labels is None or plan is None:
         return
-    balance, groups = profile.labels.balance, profile.labels.groups
-    count = batches(profile.rows, plan.batch_size)
+    balance, groups = profile.labels, profile.labels.batches_with_two
+    count = batches_an_epoch(profile.rows, plan.batch_size)
     if count <= 2 * groups < 2 * count:
         yield ReportWarning(
             code="few_classes",

@@ -22,14 +22,6 @@ _NAMED = 100_000
 _TOP = 10
 
 
-class LabelCounts(NamedTuple):
-    """What a batch has to be made of: R rows in all, n_l of label l."""
-
-    balance: LabelBalance
-    groups: int
-    """Σ ⌈n_l / m⌉ over all labels but the largest: the most batches that can hold a second label."""
-
-
 class _Label(NamedTuple):
     rows: int
     first: int
@@ -62,8 +54,11 @@ class Labels:
         """The name of a label that the row has."""
         return self._names.get(label_id, f"(the label of row {row})")
 
-    def counts(self, rows_per_label: int) -> LabelCounts:
-        """The balance of at least one row, and its groups of m = `rows_per_label`."""
+    def balance(self, rows_per_label: int) -> LabelBalance:
+        """The balance of at least one row, if a batch draws at most m = `rows_per_label` rows of a label together.
+
+        So Σ ⌈n_l / m⌉ batches, over all labels l but the largest, can hold a second label.
+        """
         labels = once = rows = groups = 0
         largest: list[_Label] = []
         smallest: list[_Label] = []
@@ -78,15 +73,15 @@ class Labels:
             smallest += _some(part[np.lexsort((part["first"], counts))][:1])
             smallest = sorted(smallest, key=lambda label: (label.rows, label.first))[:1]
         top = [self._share(label) for label in largest]
-        balance = LabelBalance(
+        return LabelBalance(
             labels=labels,
             once=once,
             largest=top[0],
             smallest=self._share(smallest[0]),
             largest_share=top[0].rows / rows,
+            batches_with_two=groups - -(-top[0].rows // rows_per_label),
             top=top,
         )
-        return LabelCounts(balance, groups - -(-top[0].rows // rows_per_label))
 
     def _id(self, label: str) -> int:
         known = self._ids.get(label)

@@ -9,9 +9,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from api_schemas.amounts import number, percent
 from api_schemas.files import DataFormat
 from api_schemas.reports import LabelBalance, Overlap, Report, TokenLengths, TrainingPlan
-from workers.data.reasons import number, percent
 
 _BAR = 40
 _SHOWN_FIRST = 3

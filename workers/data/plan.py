@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from api_schemas.batches import batches_an_epoch
 from api_schemas.defaults import resolve
 from api_schemas.files import DataFormat
 from api_schemas.jobs import ContrastiveHyperparameters, Method
@@ -38,7 +39,7 @@ def plan(profile: Profile, setting: Setting) -> TrainingPlan | None:
     rows = min(batch_size, profile.rows)
     # Of each plain text two views are made.
     texts = 2 * rows if profile.format == "texts" else round(rows * profile.inputs / profile.rows)
-    steps = n_epochs * batches(profile.rows, batch_size)
+    steps = n_epochs * batches_an_epoch(profile.rows, batch_size)
     return TrainingPlan(
         model=setting.model,
         n_epochs=n_epochs,
@@ -49,11 +50,6 @@ def plan(profile: Profile, setting: Setting) -> TrainingPlan | None:
         learning_rate=float(chosen.learning_rate),
         max_seq_length=int(chosen.max_seq_length),
     )
-
-
-def batches(rows: int, batch_size: int) -> int:
-    """Batches of an epoch; a row that is left over has no negative and makes none."""
-    return max(1, -(-(rows - 1) // batch_size))
 
 
 def _anchors(data_format: DataFormat | None, rows: int, texts: int, symmetric: bool | None) -> int:

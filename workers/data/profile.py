@@ -24,6 +24,7 @@ from api_schemas.reports import (
     Conflict,
     Conflicts,
     Duplicates,
+    LabelBalance,
     Rows,
     SameAs,
     ScriptShare,
@@ -33,7 +34,7 @@ from api_schemas.reports import (
 from workers.data.collisions import pairs_of, row_keys
 from workers.data.conflicts import ConflictSearch
 from workers.data.contents import content_ids
-from workers.data.labels import LabelCounts, Labels
+from workers.data.labels import Labels
 from workers.data.lengths import SAMPLE, Measure, TextSample
 from workers.data.occurrences import Occurrences
 from workers.data.row import Row
@@ -63,7 +64,7 @@ class Profile:
     conflicts: Conflicts | None
     same_inputs: Rows
     negative_is_alike: Rows
-    labels: LabelCounts | None
+    labels: LabelBalance | None
     token_lengths: TokenLengths | None
     scripts: list[ScriptShare]
     vectors: Vectors | None
@@ -126,7 +127,7 @@ class Profiler:
             conflicts=self._found_conflicts() if has_labels else None,
             same_inputs=self._same_inputs.rows(),
             negative_is_alike=self._negative_is_alike.rows(),
-            labels=self._labels.counts(ROWS_PER_LABEL) if has_labels else None,
+            labels=self._labels.balance(ROWS_PER_LABEL) if has_labels else None,
             token_lengths=self._sample.token_lengths(),
             scripts=self._sample.scripts(),
             vectors=self._vectors.vectors(),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from api_schemas.defaults import SMALLEST_BATCH
+from api_schemas.amounts import number
+from api_schemas.batches import too_few_classes
 from api_schemas.reports import Overlap, Reason, TrainingPlan
 from workers.data.overlap import is_in_training
-from workers.data.plan import batches
 from workers.data.profile import Profile
 from workers.data.validation import FileReport
 
@@ -25,31 +25,15 @@ def reasons(
     elif profile.format in ("pairs", "vector_pairs") and profile.same_inputs.count == profile.rows:
         message = "In every row the anchor equals its positive, so there is nothing to learn. Name other columns."
         yield Reason(code="no_positives", message=message)
-    elif plan is not None and (too_few := _too_few_classes(profile, plan)):
-        yield Reason(code="too_few_classes", message=too_few)
+    elif plan is not None and profile.labels is not None:
+        too_few = too_few_classes(profile.labels, profile.rows, plan.batch_size)
+        if too_few is not None:
+            yield Reason(code="too_few_classes", message=too_few)
     if evaluation is not None and not evaluation.usable:
         message = f"The evaluation file can't be used. {evaluation.summary}"
         yield Reason(code=evaluation.errors[0].code, message=message)
     if overlap is not None and is_in_training(overlap):
         yield Reason(code="evaluation_in_training", message=_evaluation_in_training(overlap))
-
-
-def _too_few_classes(profile: Profile, plan: TrainingPlan) -> str | None:
-    if profile.labels is None:
-        return None
-    if plan.batch_size < SMALLEST_BATCH:
-        return (
-            f"A batch of {plan.batch_size} holds no two rows of each of two labels. "
-            f"Choose a batch_size of {SMALLEST_BATCH} or more."
-        )
-    count = batches(profile.rows, plan.batch_size)
-    if 2 * profile.labels.groups < count:
-        largest = profile.labels.balance.largest
-        return (
-            f"Only {profile.labels.groups} of {count} batches could hold a second label: {number(largest.rows)} of "
-            f"{number(profile.rows)} rows are {largest.label!r}. Keep fewer of those, or add rows of other labels."
-        )
-    return None
 
 
 def _evaluation_in_training(overlap: Overlap) -> str:
@@ -59,13 +43,3 @@ def _evaluation_in_training(overlap: Overlap) -> str:
         f"{number(overlap.rows_in_training)} of the evaluation file's {number(overlap.rows)} rows stand in the "
         "training file, more than half. Take them out of one of the two files."
     )
-
-
-def number(count: int) -> str:
-    """A count as people read it: 12 345."""
-    return f"{count:,}".replace(",", " ")
-
-
-def percent(share: float) -> str:
-    """A share from 0 to 1 as people read it; what is there is never 0 %."""
-    return "under 1 %" if 0 < share < 0.01 else f"{100 * share:.0f} %"

@@ -45,7 +45,7 @@ def report(
         same_inputs=profile.same_inputs,
         negative_is_alike=profile.negative_is_alike,
         collisions=collisions,
-        labels=profile.labels.balance if profile.labels else None,
+        labels=profile.labels,
         token_lengths=profile.token_lengths,
         token_lengths_missing=token_lengths_missing if profile.token_lengths is None else None,
         scripts=profile.scripts,

@@ -151,26 +151,26 @@ def test_a_batch_of_everything_has_every_collision() -> None:
 def test_label_balance() -> None:
     found = of(labels_of(*((f"text {n}", label) for n, label in enumerate("aaaaabbbcd"))))
     assert found.labels is not None
-    balance = found.labels.balance
+    balance = found.labels
     assert (balance.labels, balance.once) == (4, 2)
     assert (balance.largest.label, balance.largest.rows, balance.largest_share) == ("a", 5, 0.5)
     assert (balance.smallest.label, balance.smallest.rows) == ("c", 1)
     assert [(each.label, each.rows) for each in balance.top] == [("a", 5), ("b", 3), ("c", 1), ("d", 1)]
-    assert found.labels.groups == 3  # b, c and d each fill a group of four at most
+    assert balance.batches_with_two == 3  # b, c and d each fill a group of four at most
 
 
 def test_ten_labels_are_shown_and_long_names_are_cut() -> None:
     found = of(labels_of(*((f"text {n}", f"{n % 12:02}" * 100) for n in range(30))))
     assert found.labels is not None
-    assert len(found.labels.balance.top) == 10
-    assert found.labels.balance.largest.label == "00" * 39 + "0…"
+    assert len(found.labels.top) == 10
+    assert found.labels.largest.label == "00" * 39 + "0…"
 
 
 def test_a_label_beyond_those_whose_names_are_kept_is_told_by_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workers.data.labels._NAMED", 2)
     found = of(labels_of(("1", "a"), ("2", "b"), ("3", "c"), ("4", "c"), ("5", "c")))
     assert found.labels is not None
-    assert found.labels.balance.largest.label == "(the label of row 3)"
+    assert found.labels.largest.label == "(the label of row 3)"
 
 
 # Lengths and scripts
