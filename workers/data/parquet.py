@@ -8,28 +8,30 @@ a text of a megabyte that a file holds once and names a thousand times is then o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from api_schemas.files import MAX_ROW_BYTES
+from workers.data import parquet_layout
 from workers.data.compression import is_of_the_system, refuse_expansion
 from workers.data.formats import NUMBERED, ReadOptions, numbered_negatives, recognise, shown
 from workers.data.json_lines import Record, too_long
-from workers.data.parquet_pages import BrokenPageError, Chunk, TooLargePageError, check
+from workers.data.parquet_layout import BrokenLayoutError, EncryptedError, TooLargePageError
 from workers.data.row import FileRefusedError, RowRefusedError
 from workers.data.rows import MAX_DIMENSION, bytes_of
 
-MAGIC = b"PAR1"
-_ENCRYPTED_MAGIC = b"PARE"
-_END = 8  # bytes: the footer's length and MAGIC
-_MAX_FOOTER_BYTES = 64 * 1024**2
-_MAX_ROWS_AT_ONCE = 512
+_MAX_ROWS_AT_ONCE = 4096
 _MAX_VALUES_AT_ONCE = 2**18
+_MAX_BYTES_AT_ONCE = 16 * 1024**2
 _BUFFER_BYTES = 1024**2
+# Of the footer's strings and lists, which pyarrow would otherwise allocate as declared.
+_MAX_STRING_BYTES = 16 * 1024**2
+_MAX_LIST_LENGTH = 1_000_000
 #: What pyarrow raises for broken files: ArrowException and its kin, and whatever a wild size leads to in Python.
-_UNREADABLE = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError, BrokenPageError)
+_UNREADABLE = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError, BrokenLayoutError)
 
 
 class Table:
@@ -41,15 +43,11 @@ class Table:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._size = file.seek(0, 2)
-        _refuse_footer(file, self._size)
-        try:
+        with _refusing():
+            self._groups = parquet_layout.chunks(file, self._size)
             parquet = self._open([])
             self._metadata = parquet.metadata
             self._schema: pa.Schema = parquet.schema_arrow
-        except _UNREADABLE as error:
-            if is_of_the_system(error):
-                raise
-            raise _damaged() from error
         self.columns: tuple[str, ...] = tuple(self._schema.names)
         repeated = next((name for name in set(self.columns) if self.columns.count(name) > 1), None)
         if repeated is not None:
@@ -59,16 +57,17 @@ class Table:
         """The records, numbered by their row from 1. `on_read` is told about how many bytes have been read."""
         names = self._wanted(options)
         number = given = 0
-        for batch in self._batches(names):
-            for values in zip(*map(_values, batch.columns), strict=True):
-                number += 1
-                record = _record(dict(zip(names, values, strict=True)))
-                given += 0 if isinstance(record, RowRefusedError) else bytes_of(record)
-                yield number, record
-            refuse_expansion(given, self._size, options.max_expanded_bytes)
-            on_read(self._size * number // max(number, self._metadata.num_rows))
-        if number != self._metadata.num_rows:
-            raise _damaged()
+        with _refusing():
+            for batch in self._batches(names):
+                for values in zip(*map(_values, batch.columns), strict=True):
+                    number += 1
+                    record = _record(dict(zip(names, values, strict=True)))
+                    given += 0 if isinstance(record, RowRefusedError) else bytes_of(record)
+                    yield number, record
+                refuse_expansion(given, self._size, options.max_expanded_bytes)
+                on_read(self._size * number // max(number, self._metadata.num_rows))
+            if number != self._metadata.num_rows:
+                raise BrokenLayoutError
 
     def _wanted(self, options: ReadOptions) -> list[str]:
         """The columns that make rows, in the file's order. Raises FileRefusedError if one is of a type that can't."""
@@ -82,47 +81,26 @@ class Table:
         return [name for name in self.columns if name in wanted]
 
     def _batches(self, names: list[str]) -> Iterator[pa.RecordBatch]:
-        """The columns of these names, in their order. Raises FileRefusedError."""
-        metadata = self._metadata
-        try:
-            leaves = [
-                index
-                for index in range(metadata.num_columns)
-                if metadata.schema.column(index).path.partition(".")[0] in names
-                or metadata.schema.column(index).path in names
-            ]
-            self._check_pages(leaves)
-            texts = [metadata.schema.column(index) for index in leaves]
-            parquet = self._open([column.path for column in texts if column.physical_type == "BYTE_ARRAY"])
-            for batch in parquet.iter_batches(self._rows_at_once(leaves), columns=names, use_threads=False):
-                yield batch.select(names)
-        except TooLargePageError as error:
-            message = "The file declares far more data than it has bytes. Write it again with an ordinary writer."
-            raise FileRefusedError("file_expands_too_much", message) from error
-        except _UNREADABLE as error:
-            if is_of_the_system(error):
-                raise
-            raise _damaged() from error
-
-    def _check_pages(self, leaves: list[int]) -> None:
-        for group in range(self._metadata.num_row_groups):
-            for index in leaves:
-                column = self._metadata.row_group(group).column(index)
-                starts = (column.data_page_offset, column.dictionary_page_offset)
-                start = min(offset for offset in starts if offset)
-                length = column.total_compressed_size
-                if start < len(MAGIC) or length < 0 or start + length > self._size:
-                    raise BrokenPageError
-                is_list = self._metadata.schema.column(index).max_repetition_level > 0
-                check(self._file, Chunk(start, length, is_list))
+        """The columns of these names, in their order."""
+        columns = [self._metadata.schema.column(index) for index in range(self._metadata.num_columns)]
+        leaves = [index for index, column in enumerate(columns) if {column.path, _root(column.path)} & set(names)]
+        rows = self._rows_at_once(leaves)
+        parquet = self._open([columns[index].path for index in leaves if columns[index].physical_type == "BYTE_ARRAY"])
+        for batch in parquet.iter_batches(rows, columns=names, use_threads=False):
+            yield batch.select(names)
 
     def _rows_at_once(self, leaves: list[int]) -> int:
-        """So few that the values of a batch are few, where lists are long."""
-        values = 1
-        for group in map(self._metadata.row_group, range(self._metadata.num_row_groups)):
+        """So few rows that a batch of them is small. Raises BrokenLayoutError, TooLargePageError."""
+        rows = _MAX_ROWS_AT_ONCE
+        for group in self._groups:
+            if len(group) != self._metadata.num_columns:
+                raise BrokenLayoutError
             for index in leaves:
-                values = max(values, group.column(index).num_values // max(1, group.num_rows))
-        return max(1, min(_MAX_ROWS_AT_ONCE, _MAX_VALUES_AT_ONCE // values))
+                is_list = self._metadata.schema.column(index).max_repetition_level > 0
+                bytes_each = parquet_layout.largest_mean(self._file, group[index], is_list=is_list)
+                values = max(1, group[index].values // max(1, group[index].rows))
+                rows = min(rows, _MAX_VALUES_AT_ONCE // values, _MAX_BYTES_AT_ONCE // (values * max(1, bytes_each)))
+        return max(1, rows)
 
     def _open(self, texts: list[str]) -> pq.ParquetFile:
         self._file.seek(0)
@@ -132,26 +110,32 @@ class Table:
             buffer_size=_BUFFER_BYTES,
             pre_buffer=False,
             arrow_extensions_enabled=False,
-            thrift_string_size_limit=_MAX_FOOTER_BYTES,
-            thrift_container_size_limit=1_000_000,
+            thrift_string_size_limit=_MAX_STRING_BYTES,
+            thrift_container_size_limit=_MAX_LIST_LENGTH,
         )
 
 
-def _refuse_footer(file: BinaryIO, size: int) -> None:
-    if size < len(MAGIC) + _END:
-        raise _damaged()
-    file.seek(size - _END)
-    end = file.read(_END)
-    if end[4:] == _ENCRYPTED_MAGIC:
-        raise FileRefusedError("unsupported_file", "The Parquet file is encrypted. Write it without encryption.")
-    length = int.from_bytes(end[:4], "little")
-    if end[4:] != MAGIC or length > min(size - len(MAGIC) - _END, _MAX_FOOTER_BYTES):
-        raise _damaged()
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Turn what is raised over broken files into refusals."""
+    try:
+        yield
+    except EncryptedError as error:
+        message = "The Parquet file is encrypted. Write it without encryption."
+        raise FileRefusedError("unsupported_file", message) from error
+    except TooLargePageError as error:
+        message = "The file declares far more data than it has bytes. Write it again with an ordinary writer."
+        raise FileRefusedError("file_expands_too_much", message) from error
+    except _UNREADABLE as error:
+        if is_of_the_system(error):
+            raise
+        message = "The Parquet file is damaged or incomplete. Write it again and compare its size after the upload."
+        raise FileRefusedError("file_damaged", message) from error
 
 
-def _damaged() -> FileRefusedError:
-    message = "The Parquet file is damaged or incomplete. Write it again and compare its size after the upload."
-    return FileRefusedError("file_damaged", message)
+def _root(path: str) -> str:
+    """The column that a leaf belongs to: `neg` of `neg.list.element`."""
+    return path.partition(".")[0]
 
 
 def _is_readable(found: pa.DataType) -> bool:

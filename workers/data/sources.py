@@ -25,6 +25,7 @@ _COMPRESSED = (".gz", ".zst")
 _JSON_LINES = (".jsonl", ".ndjson", ".json")
 _TSV = (".tsv", ".tab")
 _CSV = ".csv"
+_PARQUET = b"PAR1"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _WIDE_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
@@ -49,7 +50,7 @@ def opened(
     with path.open("rb") as file:
         content = compression.opened(file, max_bytes=options.max_expanded_bytes, on_read=on_read)
         start = content.peek(_LONGEST_HEADER)
-        if start.startswith(b"PAR1"):
+        if start.startswith(_PARQUET):
             with _seekable(content, file) as whole:
                 # Once it is decompressed, all of the file has been read.
                 yield _parquet(whole, options, on_read if whole is file else lambda _: on_read(file.tell()))

@@ -1,0 +1,136 @@
+"""What a Parquet file declares of its columns and pages, read before anybody allocates it.
+
+The footer says where the pages of each column are; in front of each page stands what it will be once it is inflated.
+The footer's sums are only the writer's word for that. pyarrow's own view of a column's place is not asked: reading a
+broken one ends the process (pyarrow 26: a C++ exception that nobody catches).
+
+Source: apache/parquet-format, `parquet.thrift`.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator
+from typing import Any, BinaryIO, NamedTuple
+
+from workers.data.compression import MAX_RATIO, UNSUSPICIOUS_BYTES
+from workers.data.thrift import BrokenThriftError, Reader
+
+MAGIC = b"PAR1"
+#: The largest page that is read, inflated. Writers' defaults are about 1 MiB, the largest about 100 MB.
+MAX_PAGE_BYTES = 256 * 1024**2
+#: A chunk of lists with more values than this, and more than so many a byte, repeats one value for ever.
+_UNSUSPICIOUS_VALUES = 2**24
+_MAX_VALUES_A_BYTE = 32
+_MAX_FOOTER_BYTES = 16 * 1024**2
+_MAX_HEADER_BYTES = 16 * 1024**2
+_END = 8  # bytes: the footer's length and MAGIC
+_ENCRYPTED_MAGIC = b"PARE"
+
+
+# Field numbers, by struct
+_FILE_ROW_GROUPS = 4
+_GROUP_COLUMNS, _GROUP_ROWS = 1, 3
+_COLUMN_META_DATA = 3
+_META_VALUES, _META_COMPRESSED, _META_DATA_OFFSET, _META_DICTIONARY_OFFSET = 5, 7, 9, 11
+_PAGE_INFLATED, _PAGE_COMPRESSED, _PAGE_KINDS = 2, 3, (5, 7, 8)  # kinds: data, dictionary, data of version 2
+_KIND_VALUES = 1
+
+
+class BrokenLayoutError(Exception):
+    """Where something was declared, there is something else."""
+
+
+class EncryptedError(Exception):
+    """The footer is encrypted."""
+
+
+class TooLargePageError(Exception):
+    """A page, or all pages of a column together, would become far larger than what is stored of them."""
+
+
+class Chunk(NamedTuple):
+    """One column of one row group."""
+
+    start: int
+    bytes: int
+    values: int
+    rows: int
+
+
+def chunks(file: BinaryIO, size: int) -> list[list[Chunk]]:
+    """The chunks of each row group, in the order of the columns. Raises BrokenLayoutError, EncryptedError."""
+    try:
+        return [list(_chunks_of(group, size)) for group in _structs(_footer(file, size), _FILE_ROW_GROUPS)]
+    except BrokenThriftError as error:
+        raise BrokenLayoutError from error
+
+
+def largest_mean(file: BinaryIO, chunk: Chunk, *, is_list: bool) -> int:
+    """How many bytes a value has in that page of a chunk where they are largest on average.
+
+    Reads the headers of all its pages. Raises BrokenLayoutError, TooLargePageError.
+    """
+    position, end, values, largest = chunk.start, chunk.start + chunk.bytes, 0, 0
+    while position < end:
+        file.seek(position)
+        reader = Reader(file, _MAX_HEADER_BYTES)
+        try:
+            page = reader.struct()
+        except BrokenThriftError as error:
+            raise BrokenLayoutError from error
+        inflated, compressed = _natural(page, _PAGE_INFLATED), _natural(page, _PAGE_COMPRESSED)
+        if inflated > MAX_PAGE_BYTES or (inflated > UNSUSPICIOUS_BYTES and inflated > MAX_RATIO * compressed):
+            raise TooLargePageError
+        kinds = [page[kind] for kind in _PAGE_KINDS if isinstance(page.get(kind), dict)]
+        in_page = sum(_natural(kind, _KIND_VALUES) for kind in kinds)
+        values += in_page
+        largest = max(largest, inflated // max(1, in_page))
+        position += reader.length + compressed
+    if position > end:
+        raise BrokenLayoutError
+    if is_list and values > max(_UNSUSPICIOUS_VALUES, _MAX_VALUES_A_BYTE * chunk.bytes):
+        raise TooLargePageError
+    return largest
+
+
+def _footer(file: BinaryIO, size: int) -> dict[int, Any]:
+    if size < len(MAGIC) + _END:
+        raise BrokenLayoutError
+    file.seek(size - _END)
+    end = file.read(_END)
+    length, magic = int.from_bytes(end[:4], "little"), end[4:]
+    if magic == _ENCRYPTED_MAGIC:
+        raise EncryptedError
+    if magic != MAGIC or length > min(size - len(MAGIC) - _END, _MAX_FOOTER_BYTES):
+        raise BrokenLayoutError
+    file.seek(size - _END - length)
+    return Reader(io.BytesIO(file.read(length)), _MAX_FOOTER_BYTES).struct()
+
+
+def _chunks_of(group: dict[int, Any], size: int) -> Iterator[Chunk]:
+    rows = _natural(group, _GROUP_ROWS)
+    for column in _structs(group, _GROUP_COLUMNS):
+        place = column.get(_COLUMN_META_DATA)
+        if not isinstance(place, dict):
+            raise BrokenLayoutError
+        start, length = _natural(place, _META_DATA_OFFSET), _natural(place, _META_COMPRESSED)
+        if place.get(_META_DICTIONARY_OFFSET):  # some writers say 0 where there is none
+            start = min(start, _natural(place, _META_DICTIONARY_OFFSET))
+        if start < len(MAGIC) or start + length > size:
+            raise BrokenLayoutError
+        yield Chunk(start, length, _natural(place, _META_VALUES), rows)
+
+
+def _structs(struct: dict[int, Any], field: int) -> Iterable[dict[int, Any]]:
+    found = struct.get(field)
+    if not isinstance(found, list) or not all(isinstance(element, dict) for element in found):
+        raise BrokenLayoutError
+    return found
+
+
+def _natural(struct: dict[int, Any], field: int) -> int:
+    number = struct.get(field)
+    if type(number) is not int or number < 0:
+        raise BrokenLayoutError
+    return number
