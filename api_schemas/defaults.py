@@ -6,6 +6,8 @@ from api_schemas.jobs import ContrastiveLoss, Method, OpenAIHyperparameters
 
 Value = TypeVar("Value")
 
+#: Whose tokens a file's report counts, and what `likeness inspect` measures, unless another is named.
+MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 #: Also where a learnable temperature starts.
 TEMPERATURE = 0.05
 #: How each loss was published.

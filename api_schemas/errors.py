@@ -57,6 +57,7 @@ ERROR_CODES: dict[str, ErrorKind] = {
     "method_not_allowed": ErrorKind(405, _REQUEST, "The route exists, but not with this method."),
     # State
     "file_invalid": ErrorKind(400, _REQUEST, "The file failed validation; its object says where."),
+    "file_not_validated": ErrorKind(409, _REQUEST, "The file is still being validated; ask again soon."),
     "file_in_use": ErrorKind(409, _REQUEST, "A job that has not ended reads this file."),
     "upload_size_mismatch": ErrorKind(400, _REQUEST, "An upload's parts hold more or fewer bytes than it declared."),
     "checksum_mismatch": ErrorKind(400, _REQUEST, "The bytes received are not those of the checksum sent."),
@@ -92,6 +93,9 @@ ERROR_CODES: dict[str, ErrorKind] = {
     "too_few_pairs": ErrorKind(400, _REQUEST, "A contrastive batch needs two rows that share no text."),
     "no_positives": ErrorKind(400, _REQUEST, "Every label occurs once, so no row has a positive."),
     "single_label": ErrorKind(400, _REQUEST, "All rows have one label, so no row has a negative."),
+    # Reasons in a file's report
+    "too_few_classes": ErrorKind(400, _REQUEST, "Most batches would hold rows of one label only."),
+    "evaluation_in_training": ErrorKind(400, _REQUEST, "The evaluation file, or most of it, is in the training file."),
     # Reasons a job fails, in a job's `error` and never a status of their own
     "non_finite_loss": ErrorKind(500, "job_error", "The loss became NaN or infinite."),
     "out_of_memory": ErrorKind(500, "job_error", "Training needed more memory than there is."),

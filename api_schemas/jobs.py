@@ -85,8 +85,6 @@ class DataOptions(RequestModel):
     """How the job's files are to be read, where their fields don't say it. See docs/data.md."""
 
     format: DataFormat | Auto = Field(default="auto", description="What the rows are; auto: told by their fields.")
-        default="auto", description="What the rows are; auto: recognised by their fields."
-    )
     columns: dict[Annotated[str, Field(max_length=32)], Annotated[str, Field(max_length=256)]] | None = Field(
         default=None,
         max_length=8,

@@ -60,7 +60,7 @@ class TextEncoder(nn.Module):
         """
         check_folder(folder)
         _check_supported(read_object(folder, "config.json"))
-        tokenizer = TextTokenizer.load(folder)
+        tokenizer = TextTokenizer.of_folder(folder)
         bert = _load_bert(folder)
         if tokenizer.vocabulary_size > bert.embeddings.word_embeddings.num_embeddings:
             raise UnsafeFolderError("tokenizer.json knows more tokens than config.json; copy both again.")

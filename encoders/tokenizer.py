@@ -7,13 +7,13 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from encoders.errors import UnsafeFolderError, UnsupportedArchitectureError
-from encoders.folder import read_max_seq_length, read_object
+from encoders.folder import TOKENIZER, read_max_seq_length, read_object
 
 # Text beyond this many characters for each token that the model reads is not looked at. English has 4 to 5
 # characters a token; hardly any text has 32 on average over its first 256 tokens.
@@ -47,11 +47,11 @@ class TextTokenizer:
             raise UnsupportedArchitectureError("tokenizer.json must frame a text by one token on each side.")
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
-        """The tokenizer of a sentence-transformers folder that `check_folder` has seen. Raises UnsafeFolderError."""
+    def of_folder(cls, folder: Path) -> TextTokenizer:
+        """The tokenizer of a sentence-transformers folder. Raises UnsafeFolderError, UnsupportedArchitectureError."""
         settings = read_object(folder, "sentence_bert_config.json")
         return cls(
-            folder / "tokenizer.json",
+            folder / TOKENIZER,
             max_seq_length=read_max_seq_length(folder),
             lowercase=settings.get("do_lower_case") is True,
         )

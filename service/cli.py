@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy.exc import OperationalError
 
+from api_schemas.defaults import MODEL
 from service.settings import ServiceSettings
 from storage import schema, teams
 from storage.database import Database
@@ -149,6 +150,33 @@ def revoke_key(
     if not found:
         _fail(f"There is no key {key_id!r}; `likeness keys list` shows those there are.")
     console.print(f"Key {key_id} is revoked.")
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A file of training rows.", show_default=False)],
+    evaluation: Annotated[Path | None, typer.Option(help="A file of evaluation rows, to be compared with it.")] = None,
+    data_format: Annotated[
+        str | None, typer.Option("--format", help="What its rows are, such as pairs or labels. [default: recognised]")
+    ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ROLE=NAME", help="Which column plays a role, as anchor=title. Repeatable."),
+    ] = None,
+    model: Annotated[str, typer.Option(help="The encoder that would be trained.")] = MODEL,
+    batch_size: Annotated[int | None, typer.Option(min=2, max=65536, help="Rows of a batch. [default: chosen]")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, as the API answers it.")] = False,
+    no_probe: Annotated[bool, typer.Option("--no-probe", help="Don't measure time and memory of a step.")] = False,
+) -> None:
+    """Look at a file before training on it: what is wrong with it, by row and remedy, and what would be trained.
+
+    Needs no server. Ends with 0 if the file can be trained on, 1 if it can't, 2 if it can't be read.
+    """
+    options = {"--evaluation": evaluation, "--format": data_format, "--model": model, "--batch-size": batch_size}
+    given = [f"{name}={value}" for name, value in options.items() if value is not None]
+    given += [f"--column={each}" for each in column or []]
+    given += [name for name, is_set in {"--json": as_json, "--no-probe": no_probe}.items() if is_set]
+    _become(["workers.inspect", *given, "--", str(file)], None)
 
 
 @app.command()

@@ -7,8 +7,10 @@ from typing import Any
 from sqlalchemy import ColumnElement, func, or_, select, update
 from sqlalchemy.orm import Session
 
+from api_schemas.batches import too_few_classes
 from api_schemas.errors import LikenessError
 from api_schemas.jobs import ENDED
+from api_schemas.reports import Report
 from storage import queue
 from storage.artifacts import StoredFile
 from storage.pages import Order, page
@@ -25,6 +27,7 @@ class Verdict:
     error_count: int
     errors: list[dict[str, Any]]
     summary: str | None
+    report: dict[str, Any] | None = None  # see api_schemas.reports
 
 
 def create(session: Session, file_id: str, *, filename: str, purpose: str, stored: StoredFile) -> File:
@@ -82,6 +85,44 @@ def ids(session: Session) -> set[str]:
     return set(session.scalars(select(File.id).where(File.deleted_at.is_(None))))
 
 
+def report(session: Session, file_id: str) -> dict[str, Any]:
+    """What validation left as a file's report (see api_schemas.reports).
+
+    Raises LikenessError `not_found`, or `file_not_validated` while there is none yet.
+    """
+    row = get(session, file_id)
+    if row.report is not None:
+        return row.report
+    if row.status == "uploaded":
+        raise LikenessError(
+            "file_not_validated",
+            f"File {file_id} is still being validated. Ask again when its status is 'processed' or 'error'.",
+            headers={"Retry-After": "1"},
+        )
+    raise LikenessError(
+        "not_found",
+        f"File {file_id} has no report: its bytes were gone, or an older version validated it. Upload it again.",
+    )
+
+
+def reason_against(training: File, validation: File | None, *, batch_size: int) -> tuple[str, str, str] | None:
+    """Why files that are usable one by one can't be trained on: the request's field, a code and a sentence."""
+    if validation is not None and validation.sha256 == training.sha256:
+        message = "The validation file is the training file, byte for byte. Validate on rows that are not trained on."
+        return "validation_file", "evaluation_in_training", message
+    if training.report is None:
+        return None
+    report = Report(**training.report)
+    if report.labels is not None:
+        too_few = too_few_classes(report.labels, report.rows, batch_size)
+        if too_few is not None:
+            return "training_file", "too_few_classes", f"{training.filename}: {too_few}"
+    for reason in report.verdict.reasons:
+        if reason.code != "too_few_classes":  # of the batch size that is automatic
+            return "training_file", reason.code, f"{training.filename}: {reason.message}"
+    return None
+
+
 def waiting_for_validation(session: Session) -> Sequence[str]:
     """Ids of the files that nobody has validated yet."""
     return session.scalars(select(File.id).where(File.status == "uploaded", File.deleted_at.is_(None))).all()
@@ -99,6 +140,7 @@ def record_verdict(session: Session, file_id: str, verdict: Verdict) -> bool:
             rows=verdict.rows,
             error_count=verdict.error_count,
             errors=verdict.errors,
+            report=verdict.report,
         )
         .returning(File.id)
     )

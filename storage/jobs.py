@@ -14,9 +14,11 @@ from sqlalchemy import ColumnElement, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from api_schemas.defaults import resolve
 from api_schemas.errors import LikenessError
-from api_schemas.jobs import ENDED, JobCreate, Method
+from api_schemas.jobs import ENDED, JobCreate, Method, OpenAIHyperparameters
 from storage import models, queue
+from storage.files import reason_against
 from storage.ids import new_id
 from storage.pages import Order, page
 from storage.tables import File, Job, JobEvent, JobMetrics, Model
@@ -156,11 +158,11 @@ def in_preparation(session: Session, job_id: str) -> Job | None:
     return session.scalar(select(Job).where(Job.id == job_id, *_IN_PREPARATION))
 
 
-def record_preparation(session: Session, job_id: str, message: str) -> None:
+def record_preparation(session: Session, job_id: str, message: str, *, level: Level = "info") -> None:
     """Write an event of a preparation. Does nothing once that is over."""
     row = _locked_in_preparation(session, job_id)
     if row is not None:
-        _add_event(session, row, "info", message)
+        _add_event(session, row, level, message)
 
 
 def prepared(session: Session, job_id: str, method: Method) -> None:
@@ -341,9 +343,24 @@ def _release(session: Session, row: Job, files: Sequence[File]) -> None:
     if unusable is not None and as_uploaded:
         _fail(session, row, "file_invalid", f"{unusable.filename}: {unusable.status_details}")
     elif all(file.status != "uploaded" for file in files):
+        against = _reason_against(row, files) if as_uploaded else None
+        if against is not None:
+            _fail(session, row, *against)
+            return
         row.validated = True
         queue.put(session, row.team_id, queue.PREPARE, [row.id])
         _add_event(session, row, "info", "Files validated; they are prepared for training next")
+
+
+def _reason_against(row: Job, files: Sequence[File]) -> tuple[str, str] | None:
+    """A code and a sentence, if the reports on the files say that they can't be trained on together."""
+    training = next(file for file in files if file.id == row.training_file)
+    validation = next((file for file in files if file.id == row.validation_file), None)
+    openai = OpenAIHyperparameters(**row.openai_hyperparameters) if row.openai_hyperparameters else None
+    method = resolve(Method(**row.method), openai, rows=training.rows or 0, max_seq_length=row.max_seq_length)
+    batch_size = int(method.contrastive.hyperparameters.batch_size)
+    against = reason_against(training, validation, batch_size=batch_size)
+    return against[1:] if against is not None else None
 
 
 def _next_attempt(session: Session, row: Job) -> None:

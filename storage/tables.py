@@ -89,6 +89,8 @@ class File(TeamOwned, Base):
     rows: Mapped[int | None]
     error_count: Mapped[int] = mapped_column(server_default="0")
     errors: Mapped[list[Any] | None]
+    # What the API answers for /v1/files/{id}/report, as it is.
+    report: Mapped[dict[str, Any] | None]
     created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
     deleted_at: Mapped[datetime | None]
 

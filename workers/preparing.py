@@ -24,6 +24,7 @@ from storage.database import Database
 from storage.settings import StorageSettings
 from storage.tables import Job
 from workers.data import validation
+from workers.data.overlap import MOST_OF_IT, rows_in_training
 from workers.data.preparation import NoRowsError, PreparationStopped
 from workers.data.prepared import Prepared
 from workers.dataset_files import DatasetFiles
@@ -92,16 +93,23 @@ class _Preparation:
 
     def run(self) -> Method:
         """Raises what `prepare` knows."""
-        tokenizer = TextTokenizer.load(self._folder())
-        data = self._method.contrastive.data
-        files = DatasetFiles(self._settings, self._database, tokenizer, data)
+        tokenizer = TextTokenizer.of_folder(self._folder())
+        files = self._dataset_files(tokenizer)
         asked = self._method.contrastive.hyperparameters.max_seq_length
         limit = tokenizer.max_seq_length if asked == "auto" else min(asked, tokenizer.max_seq_length)
         prepared = {file_id: self._prepared(files, file_id, limit) for file_id in self._file_ids()}
         method = self._resolved(prepared[self._job.training_file], tokenizer)
         for each in prepared.values():
             self._check(each, method)
+        if self._job.validation_file:
+            self._check_overlap(prepared[self._job.training_file], prepared[self._job.validation_file])
         return method
+
+    def _dataset_files(self, tokenizer: TextTokenizer) -> DatasetFiles:
+        try:
+            return DatasetFiles(self._settings, self._database, tokenizer, self._method.contrastive.data)
+        except ValueError as error:
+            raise NotTrainableError("invalid_value", f"`method.contrastive.data`: {error}") from error
 
     def _file_ids(self) -> list[str]:
         return [file_id for file_id in (self._job.training_file, self._job.validation_file) if file_id]
@@ -156,14 +164,33 @@ class _Preparation:
         assert batch_size != "auto"  # noqa: S101 (resolved)
         Mixture([data], batch_size=batch_size, seed=self._job.seed, epochs=1, max_steps=1)
 
+    def _check_overlap(self, training: Prepared, validation: Prepared) -> None:
+        """Raises NotTrainableError if most rows of the validation file are made of training texts."""
+        known = rows_in_training(training, validation)
+        if known > MOST_OF_IT * len(validation):
+            raise NotTrainableError(
+                "evaluation_in_training",
+                f"{known} of the validation file's {len(validation)} rows stand in the training file, so its loss would "
+                "measure memory. Take rows that are not trained on.",
+            )
+        if known:
+            self._say(
+                f"{known} of the validation file's {len(validation)} rows stand in the training file; on these its loss "
+                "measures memory. Take them out of one of the two.",
+                level="warn",
+            )
+
+    def _say(self, message: str, *, level: jobs.Level = "info") -> None:
+        with self._database.session_across_teams() as session:
+            jobs.record_preparation(session, self._job.id, message, level=level)
+
     def _telling(self, sentence: str) -> Callable[[int], None]:
         """Says now and then, in the job's events, how far it is."""
 
         def tell(done: int) -> None:
             if time.monotonic() - self._told >= _TELL_EVERY_SECONDS:
                 self._told = time.monotonic()
-                with self._database.session_across_teams() as session:
-                    jobs.record_preparation(session, self._job.id, sentence.format(done))
+                self._say(sentence.format(done))
 
         return tell
 

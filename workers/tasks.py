@@ -12,6 +12,7 @@ from types import FrameType
 import structlog
 from sqlalchemy.orm import Session
 
+from api_schemas.defaults import MODEL
 from api_schemas.errors import LikenessError
 from api_schemas.files import MAX_LISTED_ERRORS
 from storage import files, jobs, queue
@@ -19,8 +20,7 @@ from storage.artifacts import ArtifactStore
 from storage.database import Database
 from storage.processes import start_child, stop_child
 from storage.settings import StorageSettings
-from workers import exit_codes, preparing
-from workers.data import validation
+from workers import exit_codes
 from workers.lease import Lease, LeaseLostError
 from workers.patience import patiently
 
@@ -132,6 +132,9 @@ def _settle_running(session: Session, job_id: str, attempt: int, code: int, *, s
 
 def prepare(job_id: str) -> None:
     """Tokenize the files of a job and queue it, unless they can't be trained on."""
+    # Here and not above: the worker, of which this is a child, lives longer and needs none of it.
+    from workers import preparing
+
     settings = StorageSettings().with_running_servers()
     with structlog.contextvars.bound_contextvars(job=job_id), _database() as database:
         preparing.prepare(settings, database, job_id)
@@ -148,7 +151,7 @@ def validate_file(file_id: str) -> None:
         except LikenessError:
             log.info("delivery_ignored", reason="the file is gone")
             return
-        verdict = _verdict(ArtifactStore(settings.artifacts_dir), file_id, filename)
+        verdict = _verdict(settings, file_id, filename)
         with database.session_across_teams() as session:
             files.record_verdict(session, file_id, verdict)
             jobs.release_waiting_for(session, file_id)
@@ -156,19 +159,29 @@ def validate_file(file_id: str) -> None:
         queue.dispatch_soon(database, queue.connect(settings.required_redis_url))
 
 
-def _verdict(artifacts: ArtifactStore, file_id: str, filename: str) -> files.Verdict:
+def _verdict(settings: StorageSettings, file_id: str, filename: str) -> files.Verdict:
+    # Here for the same reason.
+    from workers.data.inspection import inspect, max_seq_length_of, tokens_of
+    from workers.data.plan import Setting
+
+    measure = tokens_of(MODEL, settings.base_models_dir)
+    setting = Setting(MODEL, max_seq_length_of(MODEL, settings.base_models_dir))
     try:
-        report = validation.validate(artifacts.file(file_id), filename=filename)
+        inspected = inspect(
+            ArtifactStore(settings.artifacts_dir).file(file_id), setting, filename=filename, measure=measure
+        )
     except FileNotFoundError:
         gone = "Its bytes are gone from the artifact store; upload it again."
         return files.Verdict(usable=False, format=None, rows=0, error_count=0, errors=[], summary=gone)
+    found = inspected.found
     return files.Verdict(
-        usable=report.usable,
-        format=report.format,
-        rows=report.rows,
-        error_count=report.error_count,
-        errors=[error.model_dump() for error in report.errors[:MAX_LISTED_ERRORS]],
-        summary=report.summary,
+        usable=found.usable,
+        format=found.format,
+        rows=found.rows,
+        error_count=found.error_count,
+        errors=[error.model_dump() for error in found.errors[:MAX_LISTED_ERRORS]],
+        summary=found.summary,
+        report=inspected.report.model_dump(mode="json"),
     )
 
 

@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from api_schemas.errors import LikenessError
 from api_schemas.files import File
 from api_schemas.pages import Deleted, Page
+from api_schemas.reports import Report
 from service.errors import BACKEND_AWAY
 from service.file_form import FileForm
 from service.keys import Caller, CallerDep
@@ -102,6 +103,13 @@ def get_file(file_id: str, caller: CallerDep, state: StateDep) -> File:
     """One file, with what validation found."""
     with state.database.session(caller.team_id) as session:
         return wire_file(files.get(session, file_id))
+
+
+@router.get("/{file_id}/report")
+def get_report(file_id: str, caller: CallerDep, state: StateDep) -> Report:
+    """What is in a file, what is wrong with it, and what would be trained on it; 409 while it is being validated."""
+    with state.database.session(caller.team_id) as session:
+        return Report(**files.report(session, file_id))
 
 
 @router.get("/{file_id}/content", response_class=FileResponse)

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Header, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
-from api_schemas.defaults import SMALLEST_BATCH, openai_view
+from api_schemas.defaults import SMALLEST_BATCH, openai_view, resolve
 from api_schemas.errors import ErrorDetail, LikenessError
 from api_schemas.jobs import (
     ENDED,
@@ -59,6 +59,7 @@ def create_job(request: JobCreate, caller: CallerDep, state: StateDep) -> Job:
             row = files.get(session, request.validation_file, param="validation_file")
             validation = _usable(request, row, "validation_file")
         _check_batch_size(request, training, validation)
+        _check_files(request, training, validation, model.max_seq_length)
         created = jobs.create(session, request, training, validation, max_seq_length=model.max_seq_length)
         answer = _wire(created)
     queue.dispatch_soon(state.database, state.redis)
@@ -164,6 +165,20 @@ def _check_batch_size(request: JobCreate, *files: tables.File | None) -> None:
             f"`{param}` must be at least {SMALLEST_BATCH} for labelled texts: two labels of two texts each.",
             param=param,
         )
+
+
+def _check_files(
+    request: JobCreate, training: tables.File, validation: tables.File | None, max_seq_length: int
+) -> None:
+    """Refuse files that can't be used together, or not in batches as they would be."""
+    method = resolve(request.method, request.hyperparameters, rows=training.rows or 0, max_seq_length=max_seq_length)
+    batch_size = int(method.contrastive.hyperparameters.batch_size)
+    if not request.method.contrastive.data.as_uploaded:
+        return  # what the files hold when read that way is not known yet
+    against = files.reason_against(training, validation, batch_size=batch_size)
+    if against is not None:
+        param, code, message = against
+        raise LikenessError(code, message, param=param)
 
 
 def _metadata_filter(query: Mapping[str, str]) -> dict[str, str]:

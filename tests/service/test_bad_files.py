@@ -125,7 +125,7 @@ def test_a_job_on_a_file_that_proves_bad_fails_with_the_reason(shared: Installat
 
 
 def test_a_job_waits_for_both_of_its_files(shared: Installation) -> None:
-    training, validation = (shared.upload(PAIRS, validated=False) for _ in range(2))
+    training, validation = (shared.upload(rows, validated=False) for rows in (PAIRS, PAIRS[:6]))
     job = shared.create_job(training, validation_file=validation)
     states = []
     for file_id in (validation, training):

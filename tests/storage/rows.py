@@ -30,8 +30,9 @@ def add_team(database: Database, team_id: str = OTHER_TEAM) -> str:
 def add_file(database: Database, *, team: str = TEAM, verdict: files.Verdict | None = USABLE) -> str:
     """An uploaded file, validated unless `verdict` is None."""
     file_id = new_id("file")
+    stored = StoredFile(10, f"sha256-of-{file_id}")
     with database.session(team) as session:
-        files.create(session, file_id, filename="rows.jsonl", purpose="fine-tune", stored=StoredFile(10, "00"))
+        files.create(session, file_id, filename="rows.jsonl", purpose="fine-tune", stored=stored)
     if verdict is not None:
         with database.session_across_teams() as session:
             files.record_verdict(session, file_id, verdict)

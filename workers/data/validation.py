@@ -59,13 +59,15 @@ def validate(
     *,
     filename: str | None = None,
     options: ReadOptions | None = None,
+    on_row: Callable[[int, Row], None] | None = None,
     progress: Callable[[int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> FileReport:
     """Judge every row of a file and the file as a whole.
 
     `filename` is the name that the sender gave it; only its extension counts, and only where the content leaves
-    doubt. `progress` is told now and then how many bytes have been read, and `should_stop` is asked as often.
+    doubt. `on_row` is given each good row with its record's number. `progress` is told now and then how many bytes
+    have been read, and `should_stop` is asked as often.
 
     Raises StoppedError; OSError if the file cannot be read; and nothing for any content.
     """
@@ -80,7 +82,7 @@ def validate(
     findings = _Findings()
     try:
         with sources.opened(path, filename=filename, options=options, on_read=on_read) as source:
-            findings.read(source, options)
+            findings.read(source, options, on_row)
     except FileRefusedError as refusal:
         findings.refuse(None, refusal)
     return findings.report()
@@ -136,7 +138,7 @@ class _Findings:
     counts: Counter[Kind] = field(default_factory=Counter)
     whole: _ContrastFacts | _LabelFacts | None = None
 
-    def read(self, source: Source, options: ReadOptions) -> None:
+    def read(self, source: Source, options: ReadOptions, on_row: Callable[[int, Row], None] | None) -> None:
         """Take all records. Raises FileRefusedError where they end too early."""
         maker = _maker(source, options)
         for number, record in source.records:
@@ -156,6 +158,9 @@ class _Findings:
             if not self.whole.settled:
                 for row in found:
                     self.whole.add(row)
+            if on_row is not None:
+                for row in found:
+                    on_row(number, row)
 
     def refuse(self, number: int | None, refusal: RefusedError) -> None:
         """Count a refusal, and list it unless many of its kind are."""

@@ -147,7 +147,8 @@ def test_every_step_is_measured(shared: Installation, trained: Any) -> None:
 )
 def test_every_loss_trains_and_reports(shared: Installation, rows: Any, loss: dict[str, Any]) -> None:
     file_id = shared.upload(rows)
-    job = shared.train(shared.create_job(file_id, loss=loss, validation_file=file_id, max_steps=12))
+    held_out = shared.upload(rows[:8])
+    job = shared.train(shared.create_job(file_id, loss=loss, validation_file=held_out, max_steps=12))
 
     assert job.status == "succeeded", job.error
     steps = shared.request("GET", f"/v1/fine_tuning/jobs/{job.id}/metrics").json()["data"]

@@ -1,0 +1,117 @@
+"""From a file, and perhaps an evaluation file, to the report: one pass over each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from api_schemas.reports import Report
+from encoders import registry
+from encoders.errors import EncoderError
+from storage.artifacts import sha256
+from workers.data.formats import ReadOptions
+from workers.data.lengths import Measure
+from workers.data.overlap import Evaluation
+from workers.data.plan import Setting
+from workers.data.profile import Profile, Profiler
+from workers.data.report import report
+from workers.data.validation import FileReport, validate
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found in a file."""
+
+    found: FileReport
+    profile: Profile
+    report: Report
+
+
+def inspect(
+    path: Path,
+    setting: Setting,
+    *,
+    filename: str | None = None,
+    options: ReadOptions | None = None,
+    measure: Measure | str,
+    evaluation: Path | None = None,
+    scratch: Path | None = None,
+    progress: Callable[[Path, int], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> Inspection:
+    """Validate a file and look at what is in it.
+
+    filename, options, should_stop: as for `validate`. measure: how to count tokens, or why that can't be done. scratch:
+    where temporary files go. `progress` is told now and then of which file how many bytes have been read.
+
+    Raises StoppedError, OSError.
+    """
+
+    def read(file: Path, on_row: Profiler | Evaluation, name: str | None) -> FileReport:
+        return validate(
+            file,
+            filename=name,
+            options=options,
+            on_row=on_row.add,
+            progress=None if progress is None else lambda position: progress(file, position),
+            should_stop=should_stop,
+        )
+
+    counted = None if isinstance(measure, str) else measure
+    with ExitStack() as stack:
+        profiler = stack.enter_context(Profiler(counted, scratch=scratch))
+        found = read(path, profiler, filename)
+        profile = profiler.profile()
+        judged, overlap = None, None
+        if evaluation is not None:
+            held = stack.enter_context(Evaluation(scratch=scratch))
+            judged = read(evaluation, held, evaluation.name)
+            overlap = held.overlap(profiler.contents, identical=_identical(path, evaluation))
+    return Inspection(
+        found,
+        profile,
+        report(
+            found,
+            profile,
+            setting,
+            size=path.stat().st_size,
+            evaluation=judged,
+            overlap=overlap,
+            token_lengths_missing=_why_no_lengths(profile, measure),
+        ),
+    )
+
+
+def tokens_of(model: str, base_models_dir: Path | None) -> Measure | str:
+    """How to count a base model's tokens, or why that can't be done here. Raises UnknownModelError."""
+    limit = max_seq_length_of(model, base_models_dir)
+    try:
+        # Here and not above: a worker that only validates files may have no tokenizers.
+        from encoders.tokenizer import TextTokenizer
+
+        tokenizer = TextTokenizer.of_folder(registry.locate(model, base_models_dir))
+    except ImportError:
+        return "The Python package tokenizers is not installed here."
+    except EncoderError as error:
+        return str(error)
+    return Measure(model, tokenizer, limit)
+
+
+def max_seq_length_of(model: str, base_models_dir: Path | None) -> int:
+    """How many tokens of a text a base model reads. Raises UnknownModelError."""
+    models = registry.available(base_models_dir)
+    if model not in models:
+        registry.locate(model, base_models_dir)
+    return models[model].max_seq_length
+
+
+def _why_no_lengths(profile: Profile, measure: Measure | str) -> str | None:
+    if profile.vectors is not None:
+        return "Vectors have no tokens."
+    return measure if isinstance(measure, str) else None
+
+
+def _identical(one: Path, other: Path) -> bool:
+    return one.stat().st_size == other.stat().st_size and sha256(one) == sha256(other)
