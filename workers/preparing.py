@@ -170,13 +170,13 @@ class _Preparation:
         if known > MOST_OF_IT * len(validation):
             raise NotTrainableError(
                 "evaluation_in_training",
-                f"{known} of the validation file's {len(validation)} rows stand in the training file, so its loss would "
-                "measure memory. Take rows that are not trained on.",
+                f"{known} of the validation file's {len(validation)} rows stand in the training file, so its loss "
+                "would measure memory. Take rows that are not trained on.",
             )
         if known:
             self._say(
-                f"{known} of the validation file's {len(validation)} rows stand in the training file; on these its loss "
-                "measures memory. Take them out of one of the two.",
+                f"{known} of the validation file's {len(validation)} rows stand in the training file; on these its "
+                "loss measures memory. Take them out of one of the two.",
                 level="warn",
             )
 

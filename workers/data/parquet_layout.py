@@ -114,9 +114,10 @@ def _chunks_of(group: dict[int, Any], size: int) -> Iterator[Chunk]:
         place = column.get(_COLUMN_META_DATA)
         if not isinstance(place, dict):
             raise BrokenLayoutError
-        start, length = _natural(place, _META_DATA_OFFSET), _natural(place, _META_COMPRESSED)
-        if place.get(_META_DICTIONARY_OFFSET):  # some writers say 0 where there is none
-            start = min(start, _natural(place, _META_DICTIONARY_OFFSET))
+        length = _natural(place, _META_COMPRESSED)
+        # 0 where there is no such page; the dictionary's is missing where writers don't say 0.
+        offsets = [_natural({field: 0, **place}, field) for field in (_META_DATA_OFFSET, _META_DICTIONARY_OFFSET)]
+        start = min((offset for offset in offsets if offset), default=len(MAGIC))
         if start < len(MAGIC) or start + length > size:
             raise BrokenLayoutError
         yield Chunk(start, length, _natural(place, _META_VALUES), rows)
