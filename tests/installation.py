@@ -69,14 +69,18 @@ class Installation:
             tasks.validate_file(file_id)
         return file_id
 
-    def create_job(self, training_file: str, *, max_steps: int = 3, **arguments: Any) -> Any:
-        """Create a short job on the tiny encoder. Returns the client's job object."""
+    def create_job(self, training_file: str, *, max_steps: int = 3, prepared: bool = True, **arguments: Any) -> Any:
+        """Create a short job on the tiny encoder and, unless told otherwise, prepare it as a worker does."""
         hyperparameters = {"max_steps": max_steps, "batch_size": 8, **arguments.pop("hyperparameters", {})}
         loss = arguments.pop("loss", {"name": "ntxent", "temperature": 0.1})
         method = {"type": "contrastive", "contrastive": {"loss": loss, "hyperparameters": hyperparameters}}
-        return self.openai.fine_tuning.jobs.create(
+        job = self.openai.fine_tuning.jobs.create(
             model=arguments.pop("model", TINY), training_file=training_file, method=method, **arguments
         )
+        if not prepared:
+            return job
+        tasks.prepare(job.id)
+        return self.openai.fine_tuning.jobs.retrieve(job.id)
 
     def train(self, job: Any) -> Any:
         """Run the job's attempt here, as a worker's child does, with the real training process."""

@@ -5,7 +5,8 @@ from typing import Any
 from sqlalchemy import func, text
 from sqlalchemy.orm import Session
 
-from api_schemas.jobs import ENDED, JobCreate
+from api_schemas.defaults import resolve
+from api_schemas.jobs import ENDED, JobCreate, Method
 from storage import files, jobs, teams, uploads
 from storage.artifacts import StoredFile
 from storage.database import Database
@@ -67,6 +68,8 @@ def add_job(database: Database, state: str = "queued", *, team: str = TEAM, **re
         training = files.get(session, asked.training_file)
         validation = files.get(session, asked.validation_file) if asked.validation_file else None
         job_id = jobs.create(session, asked, training, validation, max_seq_length=48).id
+    if state != "validating_files":
+        prepare(database, job_id)
     with database.session_across_teams() as session:
         if state == "running" or state in ENDED - {"cancelled"}:
             assert jobs.start(session, job_id, 1, "worker-1") is not None
@@ -77,6 +80,18 @@ def add_job(database: Database, state: str = "queued", *, team: str = TEAM, **re
         elif state == "cancelled":
             jobs.cancel(session, job_id)
     return job_id
+
+
+def prepare(database: Database, job_id: str) -> None:
+    """End a job's preparation well, as the task does that tokenizes its files."""
+    with database.session_across_teams() as session:
+        row = jobs.get(session, job_id)
+        jobs.prepared(session, job_id, resolve(Method(**row.method), None, rows=20, max_seq_length=48))
+
+
+def is_in_preparation(database: Database, job_id: str) -> bool:
+    with database.session_across_teams() as session:
+        return jobs.in_preparation(session, job_id) is not None
 
 
 def succeed(session: Session, job_id: str, attempt: int = 1) -> None:

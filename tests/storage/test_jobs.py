@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -24,7 +23,9 @@ from tests.storage.rows import (
     add_team,
     events_of,
     expire_lease,
+    is_in_preparation,
     job_of,
+    prepare,
     succeed,
 )
 
@@ -359,11 +360,48 @@ def validate(database: Database, file_id: str, verdict: files.Verdict) -> None:
         jobs.release_waiting_for(session, file_id)
 
 
-def test_a_job_on_validated_files_is_queued_at_once(database: Database) -> None:
-    job = job_of(database, add_job(database, "queued"))
+def test_a_job_on_validated_files_is_prepared_at_once_and_then_queued(database: Database) -> None:
+    job_id = add_job(database, "validating_files", training_file=add_file(database))
+    assert is_in_preparation(database, job_id)
 
+    prepare(database, job_id)
+    job = job_of(database, job_id)
     assert (job.state, job.attempt) == ("queued", 1)
-    assert "auto" not in str(job.method)
+    assert "auto" not in {*job.method["contrastive"]["hyperparameters"].values()}
+    assert not is_in_preparation(database, job_id)
+
+
+@pytest.mark.parametrize("state", [state for state in STATES if state != "validating_files"])
+def test_a_preparation_that_ends_too_late_changes_nothing(database: Database, state: str) -> None:
+    job_id = add_job(database, state)
+    before = events_of(database, job_id)
+
+    prepare(database, job_id)
+    with database.session_across_teams() as session:
+        jobs.not_preparable(session, job_id, "invalid_value", "No batch can be formed.")
+        jobs.record_preparation(session, job_id, "Tokenized 10,000 rows")
+
+    assert job_of(database, job_id).state == state
+    assert len(events_of(database, job_id)) == len(before)
+
+
+def test_a_job_that_cannot_be_prepared_fails_with_the_reason(database: Database) -> None:
+    job_id = add_job(database, "validating_files", training_file=add_file(database))
+
+    with database.session_across_teams() as session:
+        jobs.not_preparable(session, job_id, "invalid_value", "No batch can be formed.")
+
+    job = job_of(database, job_id)
+    assert job.error is not None
+    assert (job.state, job.attempt, job.error["message"]) == ("failed", 0, "No batch can be formed.")
+
+
+def test_what_a_job_says_of_its_data_lets_it_use_a_file_that_nobody_could_read(database: Database) -> None:
+    file_id = add_file(database, verdict=UNUSABLE)
+    told = {"contrastive": {"data": {"columns": {"anchor": "title", "positive": "body"}}}}
+
+    assert is_in_preparation(database, add_job(database, "validating_files", training_file=file_id, method=told))
+    assert not is_in_preparation(database, add_job(database, "validating_files", training_file=file_id))
 
 
 def test_a_job_waits_until_all_its_files_are_validated(database: Database) -> None:
@@ -371,9 +409,9 @@ def test_a_job_waits_until_all_its_files_are_validated(database: Database) -> No
     job_id = add_job(database, "validating_files", training_file=training, validation_file=validation)
 
     validate(database, training, USABLE)
-    assert job_of(database, job_id).state == "validating_files"
+    assert not is_in_preparation(database, job_id)
     validate(database, validation, USABLE)
-    assert job_of(database, job_id).state == "queued"
+    assert is_in_preparation(database, job_id)
 
 
 @pytest.mark.parametrize("role", ["training_file", "validation_file"])
@@ -387,21 +425,6 @@ def test_a_job_on_an_unusable_file_fails_with_the_files_reason(database: Databas
     assert job.state == "failed"
     assert job.error is not None
     assert (job.error["code"], job.error["message"]) == ("file_invalid", "rows.jsonl: 1 row was refused.")
-
-
-@pytest.mark.parametrize("role", ["training_file", "validation_file"])
-def test_a_direction_without_pairs_fails_the_job_before_it_is_queued(database: Database, role: str) -> None:
-    labelled = add_file(database, verdict=replace(USABLE, format="labels"))
-    method = {"contrastive": {"loss": {"symmetric": False}}}
-
-    job_id = add_job(database, method=method, **{"training_file": add_file(database), role: labelled})
-
-    job = job_of(database, job_id)
-    assert (job.state, job.attempt) == ("failed", 0)
-    assert job.error is not None
-    assert job.error["code"] == "invalid_value"
-    assert "contrastive.loss.symmetric` says" in job.error["message"]
-    assert "rows.jsonl holds labelled texts" in job.error["message"]
 
 
 def test_a_queued_job_says_what_auto_stands_for(database: Database) -> None:
@@ -427,13 +450,13 @@ def test_a_second_verdict_releases_nothing_twice(database: Database) -> None:
     for _ in range(2):
         validate(database, file_id, USABLE)
 
-    assert job_of(database, job_id).attempt == 1
+    assert is_in_preparation(database, job_id)
     assert len(events_of(database, job_id)) == 2
 
 
-@pytest.mark.parametrize(("verdict", "state"), [(USABLE, "queued"), (UNUSABLE, "failed")])
+@pytest.mark.parametrize(("verdict", "goes_on"), [(USABLE, True), (UNUSABLE, False)])
 def test_a_verdict_that_falls_while_a_job_is_created_is_not_missed(
-    database: Database, verdict: files.Verdict, state: str
+    database: Database, verdict: files.Verdict, goes_on: bool
 ) -> None:
     file_id = add_file(database, verdict=None)
 
@@ -443,7 +466,8 @@ def test_a_verdict_that_falls_while_a_job_is_created_is_not_missed(
         request = JobCreate(model="tiny/bert", training_file=file_id)
         job_id = jobs.create(session, request, training, None, max_seq_length=48).id
 
-    assert job_of(database, job_id).state == state
+    assert is_in_preparation(database, job_id) is goes_on
+    assert goes_on or job_of(database, job_id).state == "failed"
 
 
 def test_a_verdict_waits_for_a_job_that_is_being_created(database: Database) -> None:
@@ -459,7 +483,7 @@ def test_a_verdict_waits_for_a_job_that_is_being_created(database: Database) -> 
             assert verdict.is_alive()
     verdict.join()
 
-    assert job_of(database, job_id).state == "queued"
+    assert is_in_preparation(database, job_id)
 
 
 def test_jobs_are_found_by_their_metadata(database: Database) -> None:

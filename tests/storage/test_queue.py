@@ -37,10 +37,10 @@ def outbox(database: Database) -> int:
 def test_what_is_committed_is_dispatched_once(database: Database, redis: Redis) -> None:
     job_id = add_job(database)
 
-    assert queue.dispatch(database, redis) == 2  # the file's validation and the job
+    assert queue.dispatch(database, redis) == 3  # the file's validation, the job's preparation, its training
     assert queue.dispatch(database, redis) == 0
     assert waiting(redis, "gpu") == [f"train-{job_id}-1"]
-    assert len(waiting(redis, "cpu")) == 1
+    assert len(waiting(redis, "cpu")) == 2
 
 
 def test_what_is_rolled_back_is_never_dispatched(database: Database, redis: Redis) -> None:
@@ -69,7 +69,7 @@ def test_a_queue_that_is_away_loses_nothing(database: Database, redis: Redis, tm
 
     queue.dispatch_soon(database, queue.connect(f"unix://{tmp_path}/nobody.sock"))
     assert job_of(database, job_id).state == "queued"
-    assert outbox(database) == 2
+    assert outbox(database) == 3
 
     queue.dispatch_soon(database, redis)
     assert outbox(database) == 0
@@ -82,7 +82,7 @@ def test_a_queue_that_is_silent_is_given_up_and_loses_nothing(database: Database
     valkey.process.send_signal(signal.SIGSTOP)
     try:
         queue.dispatch_soon(database, queue.connect(valkey.url))
-        assert outbox(database) == 2
+        assert outbox(database) == 3
     finally:
         valkey.process.send_signal(signal.SIGCONT)
         valkey.stop()

@@ -143,6 +143,8 @@ def test_a_file_that_is_validated_twice_keeps_its_verdict_and_queues_its_job_onc
 
     for _ in range(2):
         tasks.validate_file(file_id)
+    for _ in range(2):
+        tasks.prepare(job.id)
 
     assert installation.openai.files.retrieve(file_id).status == "processed"
     again = installation.openai.fine_tuning.jobs.retrieve(job.id)
