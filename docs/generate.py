@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 
 from api_schemas import errors
 from api_schemas.files import RowError
+from docs import inspections
 from service.settings import ServiceSettings
 from workers.data.validation import validate
 
@@ -77,11 +78,18 @@ def refusals_table() -> str:
     return _table(("In the file", "Code", "What it is told"), rows)
 
 
+def bad_files_table() -> str:
+    """What `likeness inspect` says of the bad files of docs/inspections.py."""
+    return _table(("The file", "Command", "What it says"), inspections.bad_files())
+
+
 #: (page, name of the block) → what belongs there
 BLOCKS: dict[tuple[str, str], Callable[[], str]] = {
     ("README.md", "settings"): settings_table,
     ("docs/errors.md", "errors"): errors_table,
     ("docs/data.md", "refusals"): refusals_table,
+    ("docs/data.md", "bad files"): bad_files_table,
+    ("docs/data.md", "good files"): inspections.good_files,
 }
 
 

@@ -11,7 +11,19 @@ from service.cli import app
 from service.settings import ServiceSettings
 from tests.installation import Installation
 
-COMMANDS = ["up", "serve", "worker", "reconcile", "migrate", "demo", "keys", "keys create", "keys list", "keys revoke"]
+COMMANDS = [
+    "up",
+    "serve",
+    "worker",
+    "reconcile",
+    "migrate",
+    "inspect",
+    "demo",
+    "keys",
+    "keys create",
+    "keys list",
+    "keys revoke",
+]
 
 
 def likeness(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -85,10 +85,11 @@ def _duplicates(profile: Profile) -> Iterator[ReportWarning]:
     if not duplicates.rows:
         return
     first = duplicates.first_rows[0]
+    costs = "what is repeated counts twice" if profile.labels is None else "training leaves them out"
     yield ReportWarning(
         code="duplicate_rows",
         message=f"{number(duplicates.rows)} of {number(profile.rows)} rows repeat an earlier one; the first is row "
-        f"{first.row}, which equals row {first.same_as}. Remove them: what is repeated counts twice.",
+        f"{first.row}, which equals row {first.same_as}. Remove them: {costs}.",
     )
 
 
@@ -122,8 +123,8 @@ def _shared_texts(collisions: Collisions | None) -> Iterator[ReportWarning]:
         yield ReportWarning(
             code="shared_texts",
             message=f"About {collisions.expected:.0f} pairs of rows in a batch of {collisions.batch_size} share "
-            "a text. They are kept apart, so rows wait and batches grow short. If many anchors have one answer, "
-            "make it their label.",
+            "a text. They are kept apart, so rows wait and batches grow short. If it is an answer that many "
+            "anchors have, make it their label.",
         )
 
 

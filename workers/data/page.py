@@ -113,7 +113,8 @@ def _content(report: Report) -> Table:
     if report.format in ("pairs", "triplets", "vector_pairs"):
         table.add_row("pairs whose anchor is its positive", number(report.same_inputs.count))
     if report.collisions is not None:
-        crowd = f"about {report.collisions.expected:.2g} in a batch of {report.collisions.batch_size}; kept apart"
+        expected, size = report.collisions.expected, report.collisions.batch_size
+        crowd = f"about {expected:.2g} in a batch of {size}; kept apart" if expected else "none"
         table.add_row(f"pairs of rows that share a {noun[:-1]}", crowd)
     if report.scripts:
         shares = ", ".join(f"{each.script} {percent(each.share)}" for each in report.scripts[:_SHOWN_FIRST])
@@ -150,6 +151,7 @@ def _lengths(lengths: TokenLengths) -> Group:
             "← read this far" if each.up_to == lengths.max_seq_length else "",
         )
         for each in lengths.histogram
+        if each.texts or each.up_to == lengths.max_seq_length
     )
     middle = f"median {number(lengths.median)}, 95 % up to {number(lengths.p95)}, longest {number(lengths.longest)}"
     cut = f"{percent(lengths.texts_cut)} of the texts are cut, {percent(lengths.tokens_cut)} of all tokens"

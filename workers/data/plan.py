@@ -39,7 +39,9 @@ def plan(profile: Profile, setting: Setting) -> TrainingPlan | None:
     rows = min(batch_size, profile.rows)
     # Of each plain text two views are made.
     texts = 2 * rows if profile.format == "texts" else round(rows * profile.inputs / profile.rows)
-    steps = n_epochs * batches_an_epoch(profile.rows, batch_size)
+    # Of labelled rows that are equal, one is trained on.
+    trained = profile.rows if profile.labels is None else profile.rows - profile.duplicates.rows
+    steps = n_epochs * batches_an_epoch(trained, batch_size)
     return TrainingPlan(
         model=setting.model,
         n_epochs=n_epochs,
