@@ -96,14 +96,13 @@ class Table:
     def _batches(self, names: list[str]) -> Iterator[pa.RecordBatch]:
         """The columns of these names, in their order."""
         columns = [self._metadata.schema.column(index) for index in range(self._metadata.num_columns)]
-        leaves = [column for column in columns if {column.path, _root(column.path)} & set(names)]
-        places = [columns.index(leaf) for leaf in leaves]
+        wanted = [index for index, column in enumerate(columns) if {column.path, _root(column.path)} & set(names)]
         for number, group in enumerate(self._groups):
             if len(group) != len(columns):
                 raise BrokenLayoutError
-            plans = [self._plan(group[place], leaf) for place, leaf in zip(places, leaves, strict=True)]
-            rows = min(plan.rows for plan in plans)
-            entries = [leaf.path for plan, leaf in zip(plans, leaves, strict=True) if plan.as_entries]
+            plans = {columns[index].path: self._plan(group[index], columns[index]) for index in wanted}
+            rows = min(plan.rows for plan in plans.values())
+            entries = [path for path, plan in plans.items() if plan.as_entries]
             parquet = self._open(entries, metadata=self._metadata)
             for batch in parquet.iter_batches(rows, row_groups=[number], columns=names, use_threads=False):
                 yield batch.select(names)
