@@ -24,7 +24,6 @@ MAX_LISTED_OF_ALL_KINDS = 10 * MAX_LISTED_ERRORS
 #: A kind of refusal: its code, and the field that is wrong if it is one field.
 Kind = tuple[str, str | None]
 
-
 _MOST_SHOWN = 6
 _ROW_NOUNS: Mapping[DataFormat, str] = {"views": "views", "texts": "text"}
 
@@ -179,11 +178,12 @@ class _Findings:
                     on_row(number, row)
 
     def refuse(self, number: int | None, refusal: RefusedError) -> None:
-        """Count a refusal, and list it unless many of its kind are."""
+        """Count a refusal, and list it unless many of its kind are. What is said of the file as a whole always is."""
         kind = (refusal.code, refusal.field)
         self.error_count += 1
         self.counts[kind] += 1
-        if self.counts[kind] <= MAX_LISTED_ERRORS and len(self.errors) < MAX_LISTED_OF_ALL_KINDS:
+        room = self.counts[kind] <= MAX_LISTED_ERRORS and len(self.errors) < MAX_LISTED_OF_ALL_KINDS
+        if room or number is None:
             self.errors.append(_error(number, refusal))
 
     def report(self) -> FileReport:

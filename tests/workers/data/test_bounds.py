@@ -20,12 +20,12 @@ from tests.workers.data.forms import COMPRESSIONS, FORMS, json_lines, parquet, p
 from tests.workers.data.test_sources import DATASETS
 from workers.data import parquet_layout
 from workers.data.formats import ReadOptions
-from workers.data.parquet_layout import BrokenLayoutError, Chunk, TooLargePageError
+from workers.data.parquet_layout import BrokenLayoutError, Chunk, Pages, TooLargePageError
 from workers.data.validation import DatasetError, rows, validate
 
 MIB = 1024**2
 #: What a validation may take beyond the libraries themselves. The bombs below hold or promise many times as much.
-MEMORY_MIB = 150
+MEMORY_MIB = 250
 # VmHWM and not ru_maxrss, which begins with the parent's.
 MEASURED = """
 import json, re, sys
@@ -47,8 +47,14 @@ def repeated_list(times: int) -> bytes:
 
 
 def repeated_text() -> bytes:
-    texts = pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), 20_000), ["x" * (MIB - 100)])
+    texts = pa.DictionaryArray.from_arrays(pa.array([0] * 20_000, pa.int32()), ["x" * (MIB - 100)])
     return parquet_of(pa.table({"text": texts}))
+
+
+def list_of_repeated_text() -> bytes:
+    entries = pa.DictionaryArray.from_arrays(pa.array([0] * 100_000 + [1], pa.int32()), ["x" * MIB, "y"])
+    lists = pa.ListArray.from_arrays([0, 100_000, 100_001], entries)
+    return parquet_of(pa.table({"views": lists}))
 
 
 BOMBS = {
@@ -59,6 +65,19 @@ BOMBS = {
     ),
     "blank lines of zstd": (zstd((b" " * 1023 + b"\n") * (PIECE // 1024)) * 40, [[None, "file_expands_too_much"]]),
     "a text that Parquet repeats": (repeated_text(), [[None, "file_expands_too_much"]]),
+    "a text that Parquet repeats by its prefix": (
+        parquet_of(
+            pa.table({"text": ["x" * (MIB - 100)] * 300}),
+            use_dictionary=False,
+            column_encoding={"text": "DELTA_BYTE_ARRAY"},
+            compression="zstd",
+        ),
+        [[None, "file_expands_too_much"]],
+    ),
+    "a text in a list that Parquet repeats": (
+        list_of_repeated_text(),
+        [[1, "row_too_many_texts"], [2, "row_too_few_views"]],
+    ),
     "a page of Parquet": (
         parquet_of(pa.table({"text": ["x" * 100 * MIB]}), use_dictionary=False, compression="zstd"),
         [[None, "file_expands_too_much"]],
@@ -141,12 +160,13 @@ def varint(number: int) -> bytes:
     return encoded + bytes([number])
 
 
-def read_pages(content: bytes, *, is_list: bool = False) -> int:
-    return parquet_layout.largest_mean(io.BytesIO(content), Chunk(0, len(content), 1, 1), is_list=is_list)
+def read_pages(content: bytes, *, is_list: bool = False) -> Pages:
+    return parquet_layout.pages(io.BytesIO(content), Chunk(0, len(content), 1, 1), is_list=is_list)
 
 
 def test_pages_are_read_to_the_end_of_their_chunk():
-    assert read_pages(page(1000, 300, 10) + page(4000, 20, 20) + page(10, 10, 10)) == 200
+    content = page(1000, 300, 10) + page(4000, 20, 20) + page(10, 10, 10)
+    assert read_pages(content) == Pages(inflated=5010, value_bytes=200, only_entries=False, prefixed=False)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +185,7 @@ def test_pages_that_promise_too_much_are_refused(content):
 
 def test_lists_that_promise_too_many_values_are_refused():
     content = page(1000, 300, 2**24) * 2
-    assert read_pages(content) == 0
+    assert read_pages(content).inflated == 2000
     with pytest.raises(TooLargePageError):
         read_pages(content, is_list=True)
 
