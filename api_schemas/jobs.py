@@ -185,7 +185,9 @@ class Job(ResponseModel):
     training_file: str
     validation_file: str | None = None
     result_files: list[str] = Field(default_factory=list)
-    method: Method = Field(description="The method with every `auto` resolved, once the file is validated.")
+    method: Method = Field(
+        description="The method; `auto` of loss and hyperparameters is resolved once the files are prepared."
+    )
     hyperparameters: dict[str, Any] = Field(description="n_epochs, batch_size and learning_rate_multiplier again.")
     seed: int
     suffix: str | None = None

@@ -77,8 +77,10 @@ class Installation:
         job = self.openai.fine_tuning.jobs.create(
             model=arguments.pop("model", TINY), training_file=training_file, method=method, **arguments
         )
-        if not prepared:
-            return job
+        return self.prepare(job) if prepared else job
+
+    def prepare(self, job: Any) -> Any:
+        """Tokenize the job's files and queue it, as a worker does. Nothing happens while a file isn't validated."""
         tasks.prepare(job.id)
         return self.openai.fine_tuning.jobs.retrieve(job.id)
 

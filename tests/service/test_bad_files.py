@@ -119,7 +119,7 @@ def test_a_job_on_a_file_not_yet_validated_waits_and_is_then_queued(shared: Inst
     job = shared.create_job(file_id)
     assert (job.status, job.attempt) == ("validating_files", 0)
     tasks.validate_file(file_id)
-    job = shared.openai.fine_tuning.jobs.retrieve(job.id)
+    job = shared.prepare(job)
     assert (job.status, job.attempt, job.error) == ("queued", 1, None)
 
 
@@ -139,5 +139,5 @@ def test_a_job_waits_for_both_of_its_files(shared: Installation) -> None:
     states = []
     for file_id in (validation, training):
         tasks.validate_file(file_id)
-        states.append(shared.openai.fine_tuning.jobs.retrieve(job.id).status)
+        states.append(shared.prepare(job).status)
     assert states == ["validating_files", "queued"]

@@ -103,12 +103,13 @@ def test_the_async_client_handles_files(shared: Installation) -> None:
 
 def test_a_plain_job_runs_with_every_auto_chosen_and_told(shared: Installation, client: OpenAI) -> None:
     job = client.fine_tuning.jobs.create(model=TINY, training_file=shared.upload(LABELS))
-    done = shared.train(job)
+    assert job.status == "validating_files"
+    done = shared.train(shared.prepare(job))
     assert done.status == "succeeded", done.error
     assert done.fine_tuned_model.startswith(f"ft:{TINY}:default::")
     told = done.method.model_dump() if hasattr(done.method, "model_dump") else done.method
-    assert "auto" not in json.dumps(told)
     chosen = told["contrastive"]["hyperparameters"]
+    assert "auto" not in json.dumps([chosen, told["contrastive"]["loss"]])
     assert (chosen["n_epochs"], chosen["batch_size"], chosen["max_seq_length"]) == (10, 6, 48)
     assert chosen["learning_rate"] > 0
     assert told["contrastive"]["loss"]["temperature"] > 0
@@ -118,12 +119,13 @@ def test_a_plain_job_runs_with_every_auto_chosen_and_told(shared: Installation, 
 
 
 def test_openais_own_hyperparameters_are_taken_and_told(shared: Installation, client: OpenAI, pairs_file: str) -> None:
-    plain = client.fine_tuning.jobs.create(model=TINY, training_file=pairs_file)
+    plain = shared.prepare(client.fine_tuning.jobs.create(model=TINY, training_file=pairs_file))
     job = client.fine_tuning.jobs.create(
         model=TINY,
         training_file=pairs_file,
         hyperparameters={"n_epochs": 1, "batch_size": 4, "learning_rate_multiplier": 2},
     )
+    job = shared.prepare(job)
     told = job.hyperparameters
     assert (told.n_epochs, told.batch_size, told.learning_rate_multiplier) == (1, 4, 2)
     chosen = job.method.contrastive["hyperparameters"]
@@ -131,14 +133,17 @@ def test_openais_own_hyperparameters_are_taken_and_told(shared: Installation, cl
     assert chosen["learning_rate"] == 2 * plain.method.contrastive["hyperparameters"]["learning_rate"]
 
 
-def test_what_method_says_wins_over_openais_hyperparameters(client: OpenAI, pairs_file: str) -> None:
+def test_what_method_says_wins_over_openais_hyperparameters(
+    shared: Installation, client: OpenAI, pairs_file: str
+) -> None:
     job = client.fine_tuning.jobs.create(
         model=TINY,
         training_file=pairs_file,
         hyperparameters={"n_epochs": 1, "batch_size": 4},
         method={"type": "contrastive", "contrastive": {"hyperparameters": {"batch_size": 8}}},
     )
-    assert (job.hyperparameters.n_epochs, job.hyperparameters.batch_size) == (1, 8)
+    told = shared.prepare(job).hyperparameters
+    assert (told.n_epochs, told.batch_size) == (1, 8)
 
 
 def test_a_job_tells_again_what_it_was_given(client: OpenAI, shared: Installation, pairs_file: str) -> None:
@@ -197,7 +202,7 @@ def test_the_async_client_handles_jobs(shared: Installation, pairs_file: str) ->
     async def use(client: AsyncOpenAI) -> None:
         jobs = client.fine_tuning.jobs
         job = await jobs.create(model=TINY, training_file=pairs_file, metadata={"client": "async"})
-        assert (await jobs.retrieve(job.id)).status == "queued"
+        assert (await jobs.retrieve(job.id)).status == "validating_files"
         assert [listed.id async for listed in jobs.list(metadata={"client": "async"})] == [job.id]
         assert (await jobs.cancel(job.id)).status == "cancelled"
         assert [event.seq async for event in jobs.list_events(job.id, limit=1)] == [3, 2, 1]
@@ -362,6 +367,6 @@ def test_a_batch_too_small_for_labels_is_refused_before_it_is_queued(
     assert "at least 4" in refusal.value.message
 
 
-def test_a_batch_of_two_is_enough_for_pairs(client: OpenAI, pairs_file: str) -> None:
+def test_a_batch_of_two_is_enough_for_pairs(shared: Installation, client: OpenAI, pairs_file: str) -> None:
     job = client.fine_tuning.jobs.create(model=TINY, training_file=pairs_file, hyperparameters={"batch_size": 2})
-    assert job.status == "queued"
+    assert shared.prepare(job).status == "queued"
