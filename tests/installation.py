@@ -38,6 +38,7 @@ TINY = "tiny/bert"
 TEMPLATE = "likeness_template"
 
 PAIRS = [{"anchor": f"the word {word}", "positive": f"{word} said again"} for word in "abcdefghijklmnopqrst"]
+HELD_OUT = [{"anchor": f"the word {word}", "positive": f"{word} said again"} for word in "uvwxyz"]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.installation import PAIRS, Installation
+from tests.installation import HELD_OUT, PAIRS, Installation
 from workers import tasks
 
 
@@ -134,7 +134,7 @@ def test_a_job_on_a_file_that_proves_bad_fails_with_the_reason(shared: Installat
 
 
 def test_a_job_waits_for_both_of_its_files(shared: Installation) -> None:
-    training, validation = (shared.upload(rows, validated=False) for rows in (PAIRS, PAIRS[:6]))
+    training, validation = (shared.upload(rows, validated=False) for rows in (PAIRS, HELD_OUT))
     job = shared.create_job(training, validation_file=validation)
     states = []
     for file_id in (validation, training):

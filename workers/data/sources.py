@@ -107,12 +107,14 @@ def _first_lines(start: bytes) -> tuple[str, str]:
 
 def _delimiter(first: str, second: str, extension: str, options: ReadOptions) -> str | None:
     """The delimiter of CSV or TSV, None for JSON Lines."""
-    if not first or first.startswith("{") or extension in _JSON_LINES:
+    if not first or first.startswith("{"):
         return None
     if extension in _TSV:
         return "\t"
     guess = delimited.guess(first, options)
     if guess.known or extension == _CSV:
         return guess.delimiter
+    if extension in _JSON_LINES:
+        return None
     # A table whose header tells nothing, or JSON Lines whose first line is broken.
     return guess.delimiter if guess.cells > 1 and not second.startswith("{") else None

@@ -18,12 +18,13 @@ from storage import jobs
 from storage.artifacts import ArtifactStore
 from storage.database import Database
 from storage.tables import Model
-from tests.installation import PAIRS, TINY, Installation
+from tests.installation import HELD_OUT, PAIRS, TINY, Installation
 from tests.workers.following import messages_of
 from workers.training import run
 from workers.training.recorder import Attempt
 
 LABELLED = [{"text": f"the word {word} and {number}", "label": word} for word in "abcde" for number in range(6)]
+HELD_OUT_LABELLED = [{**row, "text": f"{row['text']} again"} for row in LABELLED]
 TEXTS = ["the word a", "b said again", "something else, and a good deal longer than the others", "ü"]
 
 
@@ -35,7 +36,7 @@ def store(shared: Installation) -> ArtifactStore:
 @pytest.fixture(scope="module")
 def trained(shared: Installation, pairs_file: str) -> Any:
     """A job that has trained three steps, with a validation file."""
-    job = shared.train(shared.create_job(pairs_file, validation_file=shared.upload(PAIRS[:6]), seed=7))
+    job = shared.train(shared.create_job(pairs_file, validation_file=shared.upload(HELD_OUT), seed=7))
     assert job.status == "succeeded", job.error
     return job
 
@@ -138,17 +139,23 @@ def test_every_step_is_measured(shared: Installation, trained: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "loss"),
+    ("rows", "held_out", "loss"),
     [
-        pytest.param(LABELLED, {"name": "supcon", "temperature": "learnable", "reduction": "class"}, id="labels"),
-        pytest.param(PAIRS, {"temperature": 0.05, "symmetric": False, "memory_size": 64}, id="queries and documents"),
-        pytest.param(PAIRS, {"temperature": 0.05, "symmetric": True}, id="both directions"),
+        pytest.param(
+            LABELLED,
+            HELD_OUT_LABELLED,
+            {"name": "supcon", "temperature": "learnable", "reduction": "class"},
+            id="labels",
+        ),
+        pytest.param(
+            PAIRS, HELD_OUT, {"temperature": 0.05, "symmetric": False, "memory_size": 64}, id="queries and documents"
+        ),
+        pytest.param(PAIRS, HELD_OUT, {"temperature": 0.05, "symmetric": True}, id="both directions"),
     ],
 )
-def test_every_loss_trains_and_reports(shared: Installation, rows: Any, loss: dict[str, Any]) -> None:
-    file_id = shared.upload(rows)
-    held_out = shared.upload(rows[:8])
-    job = shared.train(shared.create_job(file_id, loss=loss, validation_file=held_out, max_steps=12))
+def test_every_loss_trains_and_reports(shared: Installation, rows: Any, held_out: Any, loss: dict[str, Any]) -> None:
+    files = {"training_file": shared.upload(rows), "validation_file": shared.upload(held_out)}
+    job = shared.train(shared.create_job(loss=loss, max_steps=12, **files))
 
     assert job.status == "succeeded", job.error
     steps = shared.request("GET", f"/v1/fine_tuning/jobs/{job.id}/metrics").json()["data"]
