@@ -1,5 +1,6 @@
 """Files that can't be trained on: each is refused with its row, its field, a code and a remedy."""
 
+import gzip
 import json
 from typing import Any
 
@@ -30,14 +31,15 @@ BAD_FILES = [
         2, None, "invalid_utf8", "Save the file as UTF-8", id="not UTF-8",
     ),
     pytest.param(
-        _lines(*PAIRS[:2]).decode().encode("utf-16"), 1, None, "invalid_utf8", "Save the file as UTF-8", id="UTF-16"
+        _lines(*PAIRS[:2]).decode().encode("utf-16"), None, None, "invalid_utf8", "Save it as UTF-8", id="UTF-16"
     ),
     pytest.param(
         _lines(*PAIRS[:6], b'{"anchor": "a", "positive": "b"', *PAIRS[7:]),
         7, None, "row_invalid_json", "Each line must be one whole JSON object", id="broken JSON in row 7",
     ),
     pytest.param(
-        json.dumps(PAIRS, indent=1).encode(), 1, None, "row_invalid_json", "one whole JSON object", id="one JSON array"
+        json.dumps(PAIRS, indent=1).encode(),
+        None, None, "unsupported_file", "one object a line", id="one JSON array",
     ),
     pytest.param(
         _lines(*PAIRS[:3], {"anchor": "a"}), 4, "positive", "row_missing_field", "Add it", id="a field is missing"
@@ -53,14 +55,14 @@ BAD_FILES = [
         2, "anchor", "row_empty_text", "Fill it or remove the row", id="an empty text",
     ),
     pytest.param(
-        _lines(PAIRS[0], {"anchor": "a", "positive": ["b", "c"]}),
-        2, "positive", "row_invalid_type", "Write one row for each", id="a list of positives",
+        _lines(PAIRS[0], {"anchor": ["a", "b"], "positive": "c"}),
+        2, "anchor", "row_invalid_type", "Write one row for each", id="a list of anchors",
     ),
-    pytest.param(_lines(PAIRS[0]), None, None, "too_few_pairs", "Add pairs", id="one pair only"),
-    pytest.param(_lines(*[PAIRS[0]] * 5), None, None, "too_few_pairs", "Add pairs", id="one pair five times"),
+    pytest.param(_lines(PAIRS[0]), None, None, "too_few_pairs", "Add rows", id="one pair only"),
+    pytest.param(_lines(*[PAIRS[0]] * 5), None, None, "too_few_pairs", "Add rows", id="one pair five times"),
     pytest.param(
         _lines(*[_label(f"text {n}", f"label {n}") for n in range(5)]),
-        None, "label", "no_positives", "Give texts that are alike one label", id="labels all different",
+        None, "label", "no_positives", "Give rows that are alike one label", id="labels all different",
     ),
     pytest.param(
         _lines(*[_label(f"text {n}", "same") for n in range(5)]),
@@ -70,6 +72,13 @@ BAD_FILES = [
         _lines(*PAIRS[:3], _label("a", "b")),
         4, None, "row_mixed_format", "files of their own", id="pairs and labels in one file",
     ),
+    pytest.param(
+        b"anchor,positive\na,b\nc,d,e\n", 3, None, "row_ragged", "Quote the cells", id="a table with a loose comma"
+    ),
+    pytest.param(
+        gzip.compress(_lines(*PAIRS))[:-9], None, None, "file_damaged", "Compress it again", id="gzip that ends early"
+    ),
+    pytest.param(b"PAR1 of a file cut off", None, None, "file_damaged", "Write it again", id="Parquet that ends early"),
     pytest.param(_lines(CHAT, CHAT), 1, None, "row_missing_field", "this service trains encoders", id="chat rows"),
 ]  # fmt: skip
 

@@ -1,15 +1,16 @@
 """Parquet, read by pyarrow in batches of few rows, of those columns only that make rows.
 
 A Parquet file declares sizes in its footer and in front of each page, and libraries allocate what is declared. What
-is declared is therefore held to bounds before pyarrow reads any of it. Strings are read as entries of a dictionary:
-a text of a megabyte that a file holds once and names a thousand times is then one text in memory.
+is declared is therefore held to bounds before pyarrow reads any of it. Where texts are stored as entries of a
+dictionary, they are read as such: a text of a megabyte that a file holds once and names a thousand times is then one
+text in memory. Elsewhere pyarrow would build a dictionary of a whole row group to do so, and texts are read as such.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,19 +20,31 @@ from workers.data import parquet_layout
 from workers.data.compression import is_of_the_system, refuse_expansion
 from workers.data.formats import NUMBERED, ReadOptions, numbered_negatives, recognise, shown
 from workers.data.json_lines import Record, too_long
-from workers.data.parquet_layout import BrokenLayoutError, EncryptedError, TooLargePageError
+from workers.data.parquet_layout import BrokenLayoutError, Chunk, EncryptedError, TooLargePageError
 from workers.data.row import FileRefusedError, RowRefusedError
 from workers.data.rows import MAX_DIMENSION, bytes_of
 
 _MAX_ROWS_AT_ONCE = 4096
 _MAX_VALUES_AT_ONCE = 2**18
-_MAX_BYTES_AT_ONCE = 16 * 1024**2
+_MAX_BYTES_AT_ONCE = 32 * 1024**2
+_MAX_LISTED_BYTES = 64 * 1024**2
 _BUFFER_BYTES = 1024**2
 # Of the footer's strings and lists, which pyarrow would otherwise allocate as declared.
 _MAX_STRING_BYTES = 16 * 1024**2
 _MAX_LIST_LENGTH = 1_000_000
 #: What pyarrow raises for broken files: ArrowException and its kin, and whatever a wild size leads to in Python.
 _UNREADABLE = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError, BrokenLayoutError)
+
+
+class _UnboundedListsError(Exception):
+    """The memory that the lists of a column take cannot be bounded."""
+
+
+class _Plan(NamedTuple):
+    """How to read a chunk."""
+
+    rows: int  # at once
+    as_entries: bool  # texts as entries of a dictionary
 
 
 class Table:
@@ -45,8 +58,8 @@ class Table:
         self._size = file.seek(0, 2)
         with _refusing():
             self._groups = parquet_layout.chunks(file, self._size)
-            parquet = self._open([])
-            self._metadata = parquet.metadata
+            parquet = self._open([], metadata=None)
+            self._metadata: pq.FileMetaData = parquet.metadata
             self._schema: pa.Schema = parquet.schema_arrow
         self.columns: tuple[str, ...] = tuple(self._schema.names)
         repeated = next((name for name in set(self.columns) if self.columns.count(name) > 1), None)
@@ -83,30 +96,39 @@ class Table:
     def _batches(self, names: list[str]) -> Iterator[pa.RecordBatch]:
         """The columns of these names, in their order."""
         columns = [self._metadata.schema.column(index) for index in range(self._metadata.num_columns)]
-        leaves = [index for index, column in enumerate(columns) if {column.path, _root(column.path)} & set(names)]
-        rows = self._rows_at_once(leaves)
-        parquet = self._open([columns[index].path for index in leaves if columns[index].physical_type == "BYTE_ARRAY"])
-        for batch in parquet.iter_batches(rows, columns=names, use_threads=False):
-            yield batch.select(names)
-
-    def _rows_at_once(self, leaves: list[int]) -> int:
-        """So few rows that a batch of them is small. Raises BrokenLayoutError, TooLargePageError."""
-        rows = _MAX_ROWS_AT_ONCE
-        for group in self._groups:
-            if len(group) != self._metadata.num_columns:
+        wanted = [index for index, column in enumerate(columns) if {column.path, _root(column.path)} & set(names)]
+        for number, group in enumerate(self._groups):
+            if len(group) != len(columns):
                 raise BrokenLayoutError
-            for index in leaves:
-                is_list = self._metadata.schema.column(index).max_repetition_level > 0
-                bytes_each = parquet_layout.largest_mean(self._file, group[index], is_list=is_list)
-                values = max(1, group[index].values // max(1, group[index].rows))
-                rows = min(rows, _MAX_VALUES_AT_ONCE // values, _MAX_BYTES_AT_ONCE // (values * max(1, bytes_each)))
-        return max(1, rows)
+            plans = {columns[index].path: self._plan(group[index], columns[index]) for index in wanted}
+            rows = min(plan.rows for plan in plans.values())
+            entries = [path for path, plan in plans.items() if plan.as_entries]
+            parquet = self._open(entries, metadata=self._metadata)
+            for batch in parquet.iter_batches(rows, row_groups=[number], columns=names, use_threads=False):
+                yield batch.select(names)
 
-    def _open(self, texts: list[str]) -> pq.ParquetFile:
+    def _plan(self, chunk: Chunk, leaf: pq.ColumnSchema) -> _Plan:
+        """How to read a chunk such that a batch of it is small. Raises BrokenLayoutError, TooLargePageError."""
+        is_list, is_text = leaf.max_repetition_level > 0, leaf.physical_type == "BYTE_ARRAY"
+        pages = parquet_layout.pages(self._file, chunk, is_list=is_list)
+        if is_list and is_text and not pages.only_entries:
+            # Any of its lists may repeat any of its texts many times: they have to be entries in memory, and pyarrow
+            # keeps those of the whole row group.
+            if pages.inflated > _MAX_LISTED_BYTES or pages.prefixed:
+                raise _UnboundedListsError(_root(leaf.path))
+            as_entries = True
+        else:
+            as_entries = is_text and pages.only_entries
+        values = max(1, chunk.values // max(1, chunk.rows))
+        by_bytes = _MAX_BYTES_AT_ONCE // (values * max(1, pages.value_bytes))
+        return _Plan(max(1, min(_MAX_ROWS_AT_ONCE, _MAX_VALUES_AT_ONCE // values, by_bytes)), as_entries)
+
+    def _open(self, entries: list[str], *, metadata: pq.FileMetaData | None) -> pq.ParquetFile:
         self._file.seek(0)
         return pq.ParquetFile(
             pa.PythonFile(self._file, mode="r"),
-            read_dictionary=texts,
+            metadata=metadata,
+            read_dictionary=entries,
             buffer_size=_BUFFER_BYTES,
             pre_buffer=False,
             arrow_extensions_enabled=False,
@@ -126,6 +148,12 @@ def _refusing() -> Iterator[None]:
     except TooLargePageError as error:
         message = "The file declares far more data than it has bytes. Write it again with an ordinary writer."
         raise FileRefusedError("file_expands_too_much", message) from error
+    except _UnboundedListsError as error:
+        message = (
+            f"The lists of texts in {shown(str(error))} can't be read in little memory. Write the file in row groups "
+            f"of less than {_MAX_LISTED_BYTES // 1024**2} MiB, with the encodings that are the default."
+        )
+        raise FileRefusedError("unsupported_file", message) from error
     except _UNREADABLE as error:
         if is_of_the_system(error):
             raise
@@ -182,8 +210,16 @@ def _is_text(found: pa.DataType) -> bool:
 
 def _decoded(column: pa.Array) -> list[Any]:
     """Texts, and bytes in place of those that are not UTF-8: Arrow checks none of them."""
-    values = column.cast(pa.large_binary()).to_pylist()
-    return [value if value is None else _decoded_or_bytes(value) for value in values]
+    if not _is_binary(column.type):
+        try:
+            return list(column.to_pylist())
+        except UnicodeDecodeError:
+            column = column.cast(pa.large_binary())
+    return [value if value is None else _decoded_or_bytes(value) for value in column.to_pylist()]
+
+
+def _is_binary(found: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(found) or pa.types.is_large_binary(found))
 
 
 def _decoded_or_bytes(value: bytes) -> str | bytes:

@@ -33,8 +33,12 @@ _FILE_ROW_GROUPS = 4
 _GROUP_COLUMNS, _GROUP_ROWS = 1, 3
 _COLUMN_META_DATA = 3
 _META_VALUES, _META_COMPRESSED, _META_DATA_OFFSET, _META_DICTIONARY_OFFSET = 5, 7, 9, 11
-_PAGE_INFLATED, _PAGE_COMPRESSED, _PAGE_KINDS = 2, 3, (5, 7, 8)  # kinds: data, dictionary, data of version 2
+_PAGE_INFLATED, _PAGE_COMPRESSED, _PAGE_DATA, _PAGE_DICTIONARY, _PAGE_DATA_V2 = 2, 3, 5, 7, 8
 _KIND_VALUES = 1
+_DATA_ENCODING, _DATA_V2_ENCODING = 2, 4
+# Encodings
+_ENTRIES = (2, 8)  # PLAIN_DICTIONARY, RLE_DICTIONARY
+_PREFIXED = 7  # DELTA_BYTE_ARRAY
 
 
 class BrokenLayoutError(Exception):
@@ -66,32 +70,68 @@ def chunks(file: BinaryIO, size: int) -> list[list[Chunk]]:
         raise BrokenLayoutError from error
 
 
-def largest_mean(file: BinaryIO, chunk: Chunk, *, is_list: bool) -> int:
-    """How many bytes a value has in that page of a chunk where they are largest on average.
+class Pages(NamedTuple):
+    """What the pages of a chunk hold."""
 
-    Reads the headers of all its pages. Raises BrokenLayoutError, TooLargePageError.
-    """
-    position, end, values, largest = chunk.start, chunk.start + chunk.bytes, 0, 0
+    inflated: int  # bytes, of all pages
+    value_bytes: int  # of a value: the largest mean of a page, or what one may have at most where many share bytes
+    only_entries: bool  # whether all values are entries of the chunk's dictionary
+    prefixed: bool  # whether values begin with what those before began with
+
+
+def pages(file: BinaryIO, chunk: Chunk, *, is_list: bool) -> Pages:
+    """Read the headers of all pages of a chunk. Raises BrokenLayoutError, TooLargePageError."""
+    found = list(_pages(file, chunk))
+    values = sum(page.values for page in found if page.encoding is not None)
+    if is_list and values > max(_UNSUSPICIOUS_VALUES, _MAX_VALUES_A_BYTE * chunk.bytes):
+        raise TooLargePageError
+    encodings = {page.encoding for page in found} - {None}
+    only_entries = encodings <= set(_ENTRIES)
+    return Pages(
+        inflated=sum(page.inflated for page in found),
+        value_bytes=max((page.value_bytes(only_entries=only_entries) for page in found), default=0),
+        only_entries=only_entries,
+        prefixed=_PREFIXED in encodings,
+    )
+
+
+class _Page(NamedTuple):
+    inflated: int
+    values: int
+    encoding: int | None  # None for a dictionary
+
+    def value_bytes(self, *, only_entries: bool) -> int:
+        # Of the entries of a dictionary, and of values that share prefixes, a single one may be as long as the page
+        # and come again and again. Where all values are entries, they stay entries in memory.
+        shared = self.encoding == _PREFIXED or (self.encoding is None and not only_entries)
+        return self.inflated if shared else self.inflated // max(1, self.values)
+
+
+def _pages(file: BinaryIO, chunk: Chunk) -> Iterator[_Page]:
+    position, end = chunk.start, chunk.start + chunk.bytes
     while position < end:
         file.seek(position)
         reader = Reader(file, _MAX_HEADER_BYTES)
         try:
-            page = reader.struct()
+            header = reader.struct()
         except BrokenThriftError as error:
             raise BrokenLayoutError from error
-        inflated, compressed = _natural(page, _PAGE_INFLATED), _natural(page, _PAGE_COMPRESSED)
-        if inflated > MAX_PAGE_BYTES or (inflated > UNSUSPICIOUS_BYTES and inflated > MAX_RATIO * compressed):
-            raise TooLargePageError
-        kinds = [page[kind] for kind in _PAGE_KINDS if isinstance(page.get(kind), dict)]
-        in_page = sum(_natural(kind, _KIND_VALUES) for kind in kinds)
-        values += in_page
-        largest = max(largest, inflated // max(1, in_page))
-        position += reader.length + compressed
+        yield _page(header)
+        position += reader.length + _natural(header, _PAGE_COMPRESSED)
     if position > end:
         raise BrokenLayoutError
-    if is_list and values > max(_UNSUSPICIOUS_VALUES, _MAX_VALUES_A_BYTE * chunk.bytes):
+
+
+def _page(header: dict[int, Any]) -> _Page:
+    inflated, compressed = _natural(header, _PAGE_INFLATED), _natural(header, _PAGE_COMPRESSED)
+    if inflated > MAX_PAGE_BYTES or (inflated > UNSUSPICIOUS_BYTES and inflated > MAX_RATIO * compressed):
         raise TooLargePageError
-    return largest
+    for kind, encoding in ((_PAGE_DATA, _DATA_ENCODING), (_PAGE_DATA_V2, _DATA_V2_ENCODING), (_PAGE_DICTIONARY, None)):
+        page = header.get(kind)
+        if isinstance(page, dict):
+            of_data = None if encoding is None else _natural(page, encoding)
+            return _Page(inflated, _natural(page, _KIND_VALUES), of_data)
+    raise BrokenLayoutError
 
 
 def _footer(file: BinaryIO, size: int) -> dict[int, Any]:
@@ -114,9 +154,10 @@ def _chunks_of(group: dict[int, Any], size: int) -> Iterator[Chunk]:
         place = column.get(_COLUMN_META_DATA)
         if not isinstance(place, dict):
             raise BrokenLayoutError
-        start, length = _natural(place, _META_DATA_OFFSET), _natural(place, _META_COMPRESSED)
-        if place.get(_META_DICTIONARY_OFFSET):  # some writers say 0 where there is none
-            start = min(start, _natural(place, _META_DICTIONARY_OFFSET))
+        length = _natural(place, _META_COMPRESSED)
+        # 0 where there is no such page; the dictionary's is missing where writers don't say 0.
+        offsets = [_natural({field: 0, **place}, field) for field in (_META_DATA_OFFSET, _META_DICTIONARY_OFFSET)]
+        start = min((offset for offset in offsets if offset), default=len(MAGIC))
         if start < len(MAGIC) or start + length > size:
             raise BrokenLayoutError
         yield Chunk(start, length, _natural(place, _META_VALUES), rows)

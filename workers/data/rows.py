@@ -70,9 +70,9 @@ class RowMaker:
 
     def _pairs(self, record: Mapping[str, Any], fields: Fields) -> list[Row]:
         anchor, positive = fields.names
-        text = _text(record[anchor], anchor)
+        text = text_of(record[anchor], anchor)
         if type(record[positive]) is str and not self._cells:
-            return [Row("pairs", (text, _text(record[positive], positive)))]
+            return [Row("pairs", (text, text_of(record[positive], positive)))]
         return [Row("pairs", (text, other)) for other in self._texts(record[positive], positive)]
 
     def _triplets(self, record: Mapping[str, Any], fields: Fields) -> list[Row]:
@@ -85,11 +85,11 @@ class RowMaker:
         # A table has as many columns as its longest row needs.
         filled = [name for name in numbered_negatives(record) if record[name] not in (None, "")]
         _refuse_too_many(filled, NUMBERED)
-        return [_text(record[name], name) for name in filled or [NUMBERED]]
+        return [text_of(record[name], name) for name in filled or [NUMBERED]]
 
     def _labels(self, record: Mapping[str, Any], fields: Fields) -> list[Row]:
         text, label = fields.names
-        return [Row("labels", (_text(record[text], text),), _label(record[label], label))]
+        return [Row("labels", (text_of(record[text], text),), label_of(record[label], label))]
 
     def _views(self, record: Mapping[str, Any], fields: Fields) -> list[Row]:
         [name] = fields.names
@@ -101,11 +101,11 @@ class RowMaker:
 
     def _plain(self, record: Mapping[str, Any], fields: Fields) -> list[Row]:
         [name] = fields.names
-        return [Row("texts", (_text(record[name], name),))]
+        return [Row("texts", (text_of(record[name], name),))]
 
     def _vectors(self, record: Mapping[str, Any], fields: Fields) -> list[Row]:
         vector, label = fields.names
-        told = _label(record[label], label)
+        told = label_of(record[label], label)
         return [Row("vectors", self._of_one_dimension(record, vector), told)]
 
     def _vector_pairs(self, record: Mapping[str, Any], fields: Fields) -> list[Row]:
@@ -126,11 +126,11 @@ class RowMaker:
         if self._cells and isinstance(value, str):
             value = _list_in_cell(value)
         if not isinstance(value, list):
-            return [_text(value, name, allowed="a string or a list of strings")]
+            return [text_of(value, name, allowed="a string or a list of strings")]
         if not value:
             raise RowRefusedError("row_empty_text", f"{shown(name)} is an empty list. Fill it or remove the row.", name)
         _refuse_too_many(value, name)
-        return [_text(text, name, allowed="a list of strings only") for text in value]
+        return [text_of(text, name, allowed="a list of strings only") for text in value]
 
 
 _MAKERS: Mapping[DataFormat, Callable[[RowMaker, Mapping[str, Any], Fields], list[Row]]] = {
@@ -144,7 +144,8 @@ _MAKERS: Mapping[DataFormat, Callable[[RowMaker, Mapping[str, Any], Fields], lis
 }
 
 
-def _text(value: object, name: str, *, allowed: str = "a string") -> str:
+def text_of(value: object, name: str, *, allowed: str = "a string") -> str:
+    """A value as the text that it must be. Raises RowRefusedError."""
     if type(value) is not str:
         remedy = "Write one row for each." if isinstance(value, list) else "Change it."
         message = f"{shown(name)} must be {allowed}, not {kind(value)}. {remedy}"
@@ -157,9 +158,10 @@ def _text(value: object, name: str, *, allowed: str = "a string") -> str:
     return value
 
 
-def _label(value: object, name: str) -> str:
+def label_of(value: object, name: str) -> str:
+    """A string, or an integer as its digits. Raises RowRefusedError."""
     if type(value) is not int:
-        return _text(value, name, allowed="a string or an integer")
+        return text_of(value, name, allowed="a string or an integer")
     try:
         return str(value)
     except ValueError:  # of more digits than Python writes out

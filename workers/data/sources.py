@@ -6,6 +6,7 @@ What a file is, its first bytes say; its name is asked only where they leave dou
 from __future__ import annotations
 
 import io
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ _COMPRESSED = (".gz", ".zst")
 _JSON_LINES = (".jsonl", ".ndjson", ".json")
 _TSV = (".tsv", ".tab")
 _CSV = ".csv"
-_PARQUET = b"PAR1"
+_PARQUET = (b"PAR1", b"PARE")  # the second where the footer is encrypted
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _WIDE_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
@@ -99,9 +100,9 @@ def _extension(filename: str | None) -> str:
 def _first_lines(start: bytes) -> tuple[str, str]:
     """The first two lines that are not blank, as far as they can be seen, without white space around them."""
     text = start.removeprefix(_BYTE_ORDER_MARK).decode("utf-8", "replace")
-    lines = [line for line in text.split("\n") if line and not line.isspace()]
+    lines = [line.strip(" ") for line in re.split("[\r\n]", text) if line and not line.isspace()]
     first, second, *_ = [*lines[:2], "", ""]
-    return first.strip(" \r"), second.strip(" \r")
+    return first, second
 
 
 def _delimiter(first: str, second: str, extension: str, options: ReadOptions) -> str | None:

@@ -24,7 +24,6 @@ MAX_LISTED_OF_ALL_KINDS = 10 * MAX_LISTED_ERRORS
 #: A kind of refusal: its code, and the field that is wrong if it is one field.
 Kind = tuple[str, str | None]
 
-
 _MOST_SHOWN = 6
 _ROW_NOUNS: Mapping[DataFormat, str] = {"views": "views", "texts": "text"}
 
@@ -79,10 +78,18 @@ def validate(
             raise StoppedError
 
     options = options or ReadOptions()
-    findings = _Findings()
     try:
         with sources.opened(path, filename=filename, options=options, on_read=on_read) as source:
-            findings.read(source, options, on_row)
+            return judge(source, options, on_row)
+    except FileRefusedError as refusal:
+        return FileReport(None, 0, 1, [_error(None, refusal)], refusal.message, {(refusal.code, refusal.field): 1})
+
+
+def judge(source: Source, options: ReadOptions, on_row: Callable[[int, Row], None] | None = None) -> FileReport:
+    """Judge every row of a source and the source as a whole, as `validate` does. Raises what its reading does."""
+    findings = _Findings()
+    try:
+        findings.read(source, options, on_row)
     except FileRefusedError as refusal:
         findings.refuse(None, refusal)
     return findings.report()
@@ -96,9 +103,17 @@ def rows(path: Path, *, filename: str | None = None, options: ReadOptions | None
     options = options or ReadOptions()
     try:
         with sources.opened(path, filename=filename, options=options, on_read=lambda _: None) as source:
-            maker = _maker(source, options)
-            for number, record in source.records:
-                yield from _good_rows(maker, number, record)
+            yield from good_rows(source, options)
+    except FileRefusedError as refusal:
+        raise DatasetError(refusal.message) from refusal
+
+
+def good_rows(source: Source, options: ReadOptions) -> Iterator[Row]:
+    """The rows of a source that was found usable. Raises DatasetError."""
+    try:
+        maker = _maker(source, options)
+        for number, record in source.records:
+            yield from _rows_of(maker, number, record)
     except FileRefusedError as refusal:
         raise DatasetError(refusal.message) from refusal
 
@@ -117,7 +132,7 @@ def _maker(source: Source, options: ReadOptions) -> RowMaker:
         raise FileRefusedError(refusal.code, message, refusal.field) from refusal
 
 
-def _good_rows(maker: RowMaker, number: int, record: dict[str, Any] | RowRefusedError) -> list[Row]:
+def _rows_of(maker: RowMaker, number: int, record: dict[str, Any] | RowRefusedError) -> list[Row]:
     try:
         if isinstance(record, RowRefusedError):
             raise record
@@ -163,13 +178,13 @@ class _Findings:
                     on_row(number, row)
 
     def refuse(self, number: int | None, refusal: RefusedError) -> None:
-        """Count a refusal, and list it unless many of its kind are."""
+        """Count a refusal, and list it unless many of its kind are. What is said of the file as a whole always is."""
         kind = (refusal.code, refusal.field)
         self.error_count += 1
         self.counts[kind] += 1
-        if self.counts[kind] <= MAX_LISTED_ERRORS and len(self.errors) < MAX_LISTED_OF_ALL_KINDS:
-            message = refusal.message if number is None else f"Row {number}: {refusal.message}"
-            self.errors.append(RowError(row=number, field=refusal.field, code=refusal.code, message=message))
+        room = self.counts[kind] <= MAX_LISTED_ERRORS and len(self.errors) < MAX_LISTED_OF_ALL_KINDS
+        if room or number is None:
+            self.errors.append(_error(number, refusal))
 
     def report(self) -> FileReport:
         """The verdict after all records, or after those before the file was refused."""
@@ -190,6 +205,11 @@ class _Findings:
         if self.whole is None:
             return RowRefusedError("empty_file", f"The file holds no rows. {EXPECTED}")
         return self.whole.refusal()
+
+
+def _error(number: int | None, refusal: RefusedError) -> RowError:
+    message = refusal.message if number is None else f"Row {number}: {refusal.message}"
+    return RowError(row=number, field=refusal.field, code=refusal.code, message=message)
 
 
 class _ContrastFacts:
