@@ -61,10 +61,11 @@ def probe(folder: Path, texts: Sequence[str], texts_per_step: int) -> dict[str, 
 
 
 def extrapolated(before: Step | None, last: Step, tokens: int) -> Step:
-    """A step of so many tokens, as two smaller ones let expect, or `last` if it was of so many."""
+    """A step of so many tokens, as two smaller ones (or one) let expect, or `last` if it was of so many."""
     more = tokens - last.tokens
-    if before is None or not more:
+    if not more:
         return last
+    before = before or Step(0, 0, 0.0, 0)  # in proportion, which is more than it will be
     growth = more / max(1, last.tokens - before.tokens)
     return Step(
         texts=last.texts,

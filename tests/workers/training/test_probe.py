@@ -12,12 +12,16 @@ BEFORE, LAST = Step(8, 100, 1.0, 1000), Step(16, 200, 1.5, 1200)
 
 def test_a_whole_step_is_taken_as_it_was_measured() -> None:
     assert extrapolated(BEFORE, LAST, tokens=200) == LAST
-    assert extrapolated(None, LAST, tokens=400) == LAST
 
 
 def test_a_step_that_was_too_slow_is_continued_in_a_line() -> None:
     whole = extrapolated(BEFORE, LAST, tokens=400)
     assert (whole.seconds, whole.peak_bytes) == (2.5, 1600)
+
+
+def test_of_one_step_everything_is_taken_in_proportion() -> None:
+    whole = extrapolated(None, LAST, tokens=400)
+    assert (whole.seconds, whole.peak_bytes) == (3.0, 2400)
 
 
 def test_noise_never_makes_a_longer_step_faster() -> None:
