@@ -15,6 +15,7 @@ from rich.console import Console
 
 from bench.data_stages import Measured, StageFailedError, in_own_process
 from bench.data_tables import (
+    FLOOR_ROWS,
     FULL_FORM,
     JUDGED,
     OTHER_FORMS,
@@ -64,7 +65,7 @@ examples:
   python -m bench.data --quick              does it work here? 20 000 rows, under a minute
   python -m bench.data --rows 200000        something between
   python -m bench.data --json figures.json  raw figures too: seconds, bytes, rows
-  python -m bench.data --strict             fail if something asked is missed
+  python -m bench.data --strict             fail if a floor is missed
 """
 
 
@@ -82,12 +83,12 @@ def main() -> None:
     about = describe(torch.device("cpu"), use_physical_cores())
     _show("Machine", about)
     results, others = Results(), OtherPrograms()
-    with tempfile.TemporaryDirectory(prefix="likeness-bench-") as folder:
-        with progress(Console(stderr=True), "stages") as report:
-            try:
-                _measure(list(_stages(Path(folder), options.rows, results)), report)
-            except StageFailedError as error:
-                sys.exit(str(error))
+    console = Console(stderr=True)
+    with tempfile.TemporaryDirectory(prefix="likeness-bench-") as folder, progress(console, "stages") as report:
+        try:
+            _measure(list(_stages(Path(folder), options.rows, results)), report)
+        except StageFailedError as error:
+            sys.exit(str(error))
     _show("Other programs while this ran", [others.describe()])
     _print_figures(results, options.rows)
     asked = floors(results)
@@ -155,7 +156,9 @@ def _about_data(results: Results, rows: int) -> Iterator[str]:
 
 
 def _from(rows: int) -> str:
-    return "measured" if rows == ROWS else f"times scaled from {rows:,} rows, memory as it was"
+    if rows < FLOOR_ROWS:
+        return f"from {FLOOR_ROWS:,} rows on"
+    return "as measured" if rows == ROWS else f"times scaled from {rows:,} rows, memory as it was"
 
 
 def _show(heading: str, lines: Iterable[str]) -> None:
@@ -174,7 +177,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     size.add_argument("--rows", type=_rows, default=ROWS, metavar="N", help=f"rows of the files ({ROWS:,})")
     size.add_argument("--quick", action="store_const", dest="rows", const=QUICK_ROWS, help=f"{QUICK_ROWS:,} rows")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the raw figures there")
-    parser.add_argument("--strict", action="store_true", help="fail if a floor was not reached")
+    parser.add_argument("--strict", action="store_true", help="fail if a floor was not reached, or not measured")
     return parser.parse_args(arguments)
 
 

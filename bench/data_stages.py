@@ -32,6 +32,7 @@ from workers.training.tokens import select
 
 ROOT = Path(__file__).parent.parent
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+WORDS = "words.txt"
 
 _STATUS = Path("/proc/self/status")
 
@@ -69,9 +70,17 @@ def in_own_process(stage: str, *arguments: object) -> Measured:
     return Measured(**json.loads(done.stdout))
 
 
+def run(stage: str, *arguments: str) -> Measured:
+    """Run a stage in this process."""
+    measured = Measured(imported_bytes=_status("VmRSS") if _STATUS.exists() else _peak())
+    _STAGES[stage](measured, *arguments)
+    return measured
+
+
 def write(measured: Measured, folder: str, rows: str, *names_and_shares: str) -> None:
-    """Generate pairs once for each file: NAME=SHARE is a file with every SHAREth of the rows."""
+    """Generate pairs once for each file, NAME=SHARE with a SHAREth of the rows, and keep the words they are made of."""
     every = data_pairs.words()
+    (Path(folder) / WORDS).write_text("\n".join(every), "utf-8")
     measured.rows = int(rows)
     with _timed(measured):
         for each in names_and_shares:
@@ -119,7 +128,7 @@ def reopen(measured: Measured, folder: str) -> None:
 def prepare_words(measured: Measured, kind: str, folder: str, rows: str) -> None:
     """Labels or triplets with a token for each word: to a sampler, what the tokens are makes no difference."""
     make = {"labels": data_pairs.labelled, "triplets": data_pairs.triplets}[kind]
-    every = data_pairs.words()
+    every = (Path(folder).parent / WORDS).read_text("utf-8").split("\n")
     with _timed(measured):
         made = make(int(rows), every)
         measured.rows = len(preparation.prepare(made, Path(folder), tokenizer=_words_as_tokens, limit=256))
@@ -220,9 +229,7 @@ _STAGES: dict[str, Callable[..., None]] = {
 
 
 def main() -> None:
-    measured = Measured(imported_bytes=_status("VmRSS") if _STATUS.exists() else _peak())
-    _STAGES[sys.argv[1]](measured, *sys.argv[2:])
-    print(json.dumps(asdict(measured)))
+    print(json.dumps(asdict(run(*sys.argv[1:]))))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ OTHER_FORMS_SHARE = 5
 TENTH = "tenth.jsonl"
 TENTH_SHARE = 10
 
+#: Of fewer rows, the first steps of a process decide the times, and too few batches make up a length bucket.
+FLOOR_ROWS = 100_000
 FEW_BYTES = 1000 * MB
 _VALIDATED, _TOKENIZED, _PADDING = 60, 180, 0.10
 #: Stage → what it is to a reader.
@@ -107,7 +109,7 @@ def growth_table(results: Results) -> list[str]:
 
 
 def floors(results: Results) -> list[Floor]:
-    """All of them, asked of the process as a whole and of a million rows, whatever was measured scaled to that."""
+    """All of them, times scaled to a million rows, memory of the process as a whole."""
     found: list[Floor] = []
     for stage, title in JUDGED.items():
         found += _of_a_million(title, results.judged[stage, FULL_FORM], _VALIDATED)
@@ -117,12 +119,15 @@ def floors(results: Results) -> list[Floor]:
             share = _padding(results, how.batch_size, buckets=True)
             where = f"padding with buckets, batch size {how.batch_size}"
             found.append(Floor(where, f"< {_percent(_PADDING)}", _percent(share), share < _PADDING))
+    if results.files.rows < FLOOR_ROWS:
+        return [one._replace(measured="not measured", reached=None) for one in found]
     return found
 
 
 def floors_table(found: list[Floor]) -> list[str]:
     """A row for each: what, asked, measured, reached or missed."""
-    rows = [[one.where, one.asked, one.measured, "reached" if one.reached else "missed"] for one in found]
+    verdicts = {True: "reached", False: "missed", None: ""}
+    rows = [[one.where, one.asked, one.measured, verdicts[one.reached]] for one in found]
     return markdown(["a million short pairs", "asked", "measured", "verdict"], rows)
 
 
