@@ -1,7 +1,7 @@
 """Short texts like those that people have: what the standard library's docstrings say, cut up and put together anew.
 
 A text is two runs of words, each from somewhere in all the sentences. So words come as often as in English, next to
-words that they stand beside in English, and still a million texts are a million different ones.
+words that they stand beside in English, and of a million texts hardly any but the shortest comes twice.
 """
 
 from __future__ import annotations
