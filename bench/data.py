@@ -142,7 +142,7 @@ def _print_figures(results: Results, rows: int) -> None:
     _show(f"Tokenizing ({rows:,} pairs)", prepared_table(results))
     _show(f"Batches of an epoch ({rows:,} rows)", drawn_table(results))
     _show(f"Padding of pairs whose two lengths say nothing of each other ({rows:,})", padding_table(results))
-    note = ["", "The report sorts about a million inputs at a time: its memory grows up to there, and no further."]
+    note = ["", "The report sorts about a million inputs at a time: its memory grows up to there, and hardly beyond."]
     heading = f"Memory of validation above the imports ({rows // TENTH_SHARE:,} and {rows:,} rows)"
     _show(heading, growth_table(results) + note)
 
