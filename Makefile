@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format docs figures bench-loss constraints clean
+.PHONY: help setup demo test lint format docs figures bench-loss bench-data constraints clean
 
 help: ## List the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ figures: $(INSTALLED) ## Draw the documentation's figures, with numbers that the
 
 bench-loss: $(INSTALLED) ## Measure time and memory of the loss beside the alternatives: a quarter of an hour
 	$(BIN)/python -m bench.loss
+
+bench-data: $(INSTALLED) ## Measure validation, tokenizing and sampling of a million rows: ten minutes at most
+	$(BIN)/python -m bench.data
 
 constraints: ## Pin what a fresh install of pyproject.toml gets today
 	rm -rf build/pin && $(PYTHON) -m venv build/pin
