@@ -35,6 +35,7 @@ log = structlog.get_logger("likeness.worker")
 RUNNABLE: dict[str, Callable[..., None]] = {
     queue.TRAIN: tasks.train,
     queue.VALIDATE_FILE: tasks.validate_file,
+    queue.PREPARE: tasks.prepare,
 }
 
 # The members of a message that are read. Others would make RQ import, call or fetch what the message chooses

@@ -26,7 +26,7 @@ from tests.processes import await_end, descendants, pids_with, runs, until
 from tests.storage.rows import expire_lease
 from tests.workers.following import long_job, messages_of, status_of, until_training
 from workers.reconciler import Reconciler
-from workers.worker import LikenessWorker
+from workers.worker import RUNNABLE, LikenessWorker
 
 GPU = "rq:queue:gpu"
 
@@ -238,3 +238,7 @@ def test_a_task_goes_on_when_valkey_cannot_be_told_so(valkey: EmbeddedServer) ->
         valkey.stop()
 
         worker.maintain_heartbeats(task, execution)
+
+
+def test_every_task_that_may_be_queued_can_be_run() -> None:
+    assert set(RUNNABLE) == set(queue.TASKS)
