@@ -14,7 +14,7 @@ def report(step: int, *, total_steps: int = 100, seconds: float = 0.5, pairs_per
     return StepReport(
         step=step, total_steps=total_steps, loss=1.0 / step, learning_rate=1e-3, grad_norm=1.0, seconds=seconds,
         pairs_per_second=pairs_per_second, tokens_per_second=100.0, positive_cosine=0.9, negative_cosine=0.1,
-        trained_tokens=50 * step,
+        accuracy=0.5, temperature=0.05, trained_tokens=50 * step,
     )  # fmt: skip
 
 

@@ -24,7 +24,6 @@ from workers.training.trainer import (
     TrainingInterrupted,
     learning_rate_at,
 )
-from workers.training.views import WordDeletion
 
 
 def never() -> bool:
@@ -228,7 +227,7 @@ def test_every_kind_of_data_trains_and_goes_on_from_every_step(encoder, config, 
     datasets = [prepare(iter(other), tmp_path / "entry", tokenizer=encoder.tokenizer, limit=48)]
     if kind == "several":
         datasets.append(data)
-    view = WordDeletion(0.3, encoder.tokenizer.continues())
+    config = replace(config, view="deletion")
     reports: list[StepReport] = []
     states = []
 
@@ -236,11 +235,11 @@ def test_every_kind_of_data_trains_and_goes_on_from_every_step(encoder, config, 
         reports.append(report)
         states.append(copy.deepcopy((trainer.state_dict(), encoder.state_dict())))
 
-    trainer = Trainer(encoder, datasets, config, view=view)
+    trainer = Trainer(encoder, datasets, config)
     trainer.run(on_step=keep, should_stop=never)
     assert len(reports) == trainer.total_steps >= 6
     for step, (state, state_of_encoder) in enumerate(states, start=1):
-        resumed = Trainer(encoder, datasets, config, view=view)
+        resumed = Trainer(encoder, datasets, config)
         resumed.load_state_dict(state)
         encoder.load_state_dict(state_of_encoder)
         losses: list[float] = []
