@@ -77,7 +77,7 @@ def registering(state: ServiceState, caller: Caller, file_id: str) -> Iterator[S
             yield session
     except BACKEND_AWAY:
         raise
-    except BaseException:
+    except BaseException:  # whatever it was, a cancelled request included
         state.artifacts.delete_file(file_id)
         raise
     queue.dispatch_soon(state.database, state.redis)
