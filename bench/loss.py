@@ -71,7 +71,7 @@ def main() -> None:
     _show("Agreement", map(str, agreements))
     _print_figures(results, options, dtypes)
     asked = floors(results, options.widths, dtypes[0])
-    _show("Floors", floors_table(asked))
+    _show("Floors (times at D = 128; at 384 the matrix product takes most of everybody's)", floors_table(asked))
     _write_files(results, asked, about, options, dtypes[0])
     if options.strict and not all(floor.reached for floor in asked):
         sys.exit("Not every floor was reached.")
