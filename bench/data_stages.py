@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench import data_pairs
+from bench.machine import peak_bytes, resident_bytes
 from encoders.registry import locate
 from encoders.tokenizer import TextTokenizer, TokenizedText
 from workers.data import inspection, preparation, validation
@@ -33,8 +33,6 @@ from workers.training.tokens import select
 ROOT = Path(__file__).parent.parent
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 WORDS = "words.txt"
-
-_STATUS = Path("/proc/self/status")
 
 
 class StageFailedError(Exception):
@@ -72,7 +70,7 @@ def in_own_process(stage: str, *arguments: object) -> Measured:
 
 def run(stage: str, *arguments: str) -> Measured:
     """Run a stage in this process."""
-    measured = Measured(imported_bytes=_status("VmRSS") if _STATUS.exists() else _peak())
+    measured = Measured(imported_bytes=resident_bytes())
     _STAGES[stage](measured, *arguments)
     return measured
 
@@ -146,7 +144,7 @@ def batches(measured: Measured, folder: str, batch_size: str, bucket_by_length: 
     started = time.perf_counter()
     next(sampler.starting_at((0, sampler.total_steps // 2)))
     others["resume"] = time.perf_counter() - started
-    measured.peak_bytes = _peak()
+    measured.peak_bytes = peak_bytes()
     del sampler
     others.update(_held(data, size, bucket_by_length=buckets))
 
@@ -208,19 +206,7 @@ def _timed(measured: Measured) -> Iterator[None]:
     yield
     measured.seconds = time.perf_counter() - started
     measured.cpu_seconds = time.process_time() - cpu
-    measured.peak_bytes = _peak()
-
-
-def _peak() -> int:
-    if _STATUS.exists():
-        return _status("VmHWM")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _status(name: str) -> int:
-    lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
-    return int(lines[name].split()[0]) * 1024
+    measured.peak_bytes = peak_bytes()
 
 
 _STAGES: dict[str, Callable[..., None]] = {

@@ -8,7 +8,6 @@ once and forks for each case. Until then it computes nothing: no thread and no d
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -18,11 +17,10 @@ from typing import cast
 import torch
 
 from bench.loss_contestants import CONTESTANTS, Case, Name, batch, outcome
-from bench.machine import use_physical_cores
+from bench.machine import peak_bytes, resident_bytes, use_physical_cores
 
 ROOT = Path(__file__).parent.parent
 
-_STATUS = Path("/proc/self/status")
 _RESET_PEAK = Path("/proc/self/clear_refs")
 
 
@@ -52,27 +50,15 @@ def peak_above_inputs(case: Case, device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device) - before
     before = _start_of_peak()
     outcome(loss, embeddings, labels)
-    return max(0, _peak() - before)  # the kernel's counts of pages are a few off
+    return max(0, peak_bytes() - before)  # the kernel's counts of pages are a few off
 
 
 def _start_of_peak() -> int:
     """Resident bytes now; the peak starts over. Where /proc does not offer that, the peak so far."""
     if not _RESET_PEAK.exists():
-        return _peak()
+        return peak_bytes()
     _RESET_PEAK.write_text("5")
-    return _resident("VmRSS")
-
-
-def _peak() -> int:
-    if _STATUS.exists():
-        return _resident("VmHWM")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _resident(field: str) -> int:
-    lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
-    return int(lines[field].split()[0]) * 1024
+    return resident_bytes()
 
 
 def main() -> None:

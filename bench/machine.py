@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
+import sys
 import time
 from pathlib import Path
 
@@ -15,6 +17,7 @@ QUIET_CPUS = 0.1
 _CPUINFO = Path("/proc/cpuinfo")
 _MEMINFO = Path("/proc/meminfo")
 _STAT = Path("/proc/stat")
+_STATUS = Path("/proc/self/status")
 
 
 def use_physical_cores() -> int:
@@ -66,6 +69,24 @@ def available_bytes(device: torch.device) -> int:
         fields = dict(line.split(":") for line in _MEMINFO.read_text().splitlines())
         return int(fields["MemAvailable"].split()[0]) * 1024
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def resident_bytes() -> int:
+    """What of this process is in memory now; its peak so far where the system has no /proc."""
+    return _status("VmRSS") if _STATUS.exists() else peak_bytes()
+
+
+def peak_bytes() -> int:
+    """The most of this process that was in memory at once."""
+    if _STATUS.exists():
+        return _status("VmHWM")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _status(field: str) -> int:
+    lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
+    return int(lines[field].split()[0]) * 1024
 
 
 def synchronize(device: torch.device) -> None:
