@@ -57,18 +57,16 @@ class DatasetFiles:
 
     def prepared(
         self,
-        file_id: str,
+        stored: StoredDataset,
         *,
         limit: int,
         progress: Callable[[int], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> Prepared:
-        """The file's rows, their texts tokenized and cut to `limit` tokens; made now unless there are some already.
+        """A verified file's rows, their texts tokenized and cut to `limit` tokens; made now unless they are there.
 
-        Raises what `verified` and `workers.data.preparation.prepare` raise, and DatasetError for a row that can't be
-        used.
+        Raises what `workers.data.preparation.prepare` raises, and DatasetError for a row that can't be used.
         """
-        stored = self.verified(file_id)
         return cached(
             self._derived,
             cache_key(

@@ -27,7 +27,7 @@ from workers.data import validation
 from workers.data.overlap import MOST_OF_IT, rows_in_training
 from workers.data.preparation import NoRowsError, PreparationStopped
 from workers.data.prepared import Prepared
-from workers.dataset_files import DatasetFiles
+from workers.dataset_files import DatasetFiles, StoredDataset
 from workers.training.batches import NoBatchError
 from workers.training.mixing import Mixture
 
@@ -123,15 +123,15 @@ class _Preparation:
         return registry.locate(self._job.model, self._settings.base_models_dir)
 
     def _prepared(self, files: DatasetFiles, file_id: str, limit: int) -> Prepared:
+        stored = files.verified(file_id)
         if not self._method.contrastive.data.as_uploaded:
-            self._validate(files, file_id)
+            self._validate(files, stored)
         return files.prepared(
-            file_id, limit=limit, progress=self._telling("Tokenized {:,} rows"), should_stop=self._is_over
+            stored, limit=limit, progress=self._telling("Tokenized {:,} rows"), should_stop=self._is_over
         )
 
-    def _validate(self, files: DatasetFiles, file_id: str) -> None:
+    def _validate(self, files: DatasetFiles, stored: StoredDataset) -> None:
         """Judge the file as the job says that it is to be read; when it was uploaded nobody had said so."""
-        stored = files.verified(file_id)
         try:
             report = validation.validate(
                 stored.path,

@@ -171,10 +171,10 @@ def _check_files(
     request: JobCreate, training: tables.File, validation: tables.File | None, max_seq_length: int
 ) -> None:
     """Refuse files that can't be used together, or not in batches as they would be."""
-    method = resolve(request.method, request.hyperparameters, rows=training.rows or 0, max_seq_length=max_seq_length)
-    batch_size = int(method.contrastive.hyperparameters.batch_size)
     if not request.method.contrastive.data.as_uploaded:
         return  # what the files hold when read that way is not known yet
+    method = resolve(request.method, request.hyperparameters, rows=training.rows or 0, max_seq_length=max_seq_length)
+    batch_size = int(method.contrastive.hyperparameters.batch_size)
     against = files.reason_against(training, validation, batch_size=batch_size)
     if against is not None:
         param, code, message = against

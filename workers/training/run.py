@@ -169,7 +169,7 @@ class _Run:
 
     def _prepared(self, files: DatasetFiles, file_id: str, encoder: TextEncoder, config: TrainingConfig) -> Prepared:
         limit = min(config.max_seq_length, encoder.max_seq_length)
-        data = files.prepared(file_id, limit=limit, should_stop=self._stop)
+        data = files.prepared(files.verified(file_id), limit=limit, should_stop=self._stop)
         cut = f"; {data.truncated} of {data.items} texts are cut to {limit} tokens" if data.truncated else ""
         self._recorder.say(f"Read {len(data)} rows with {data.distinct} different texts{cut}")
         return data
