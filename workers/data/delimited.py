@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 from api_schemas.files import MAX_ROW_BYTES
-from workers.data.formats import KNOWN, ReadOptions, shown
+from workers.data.formats import ReadOptions, shown
 from workers.data.json_lines import Record, skip_to_line_end, too_long
 from workers.data.row import FileRefusedError, RowRefusedError
 
@@ -120,7 +120,7 @@ class Guess(NamedTuple):
 
 def guess(line: str, options: ReadOptions) -> Guess:
     """Read a first line with the delimiter that gives most names that are known or told, and then most cells."""
-    wanted = KNOWN.union(options.columns.values())
+    wanted = options.understood
 
     def merit(delimiter: str) -> tuple[int, int]:
         try:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any, BinaryIO, NoReturn
 
-from api_schemas.files import MAX_ROW_BYTES
+from api_schemas.files import MAX_LISTED_ERRORS, MAX_ROW_BYTES
 from workers.data.formats import shown
 from workers.data.row import RowRefusedError
 
@@ -22,16 +22,27 @@ Record = tuple[int, "dict[str, Any] | RowRefusedError"]
 
 _SKIPPED_AT_ONCE = 64 * 1024
 _END_OF_KEY = re.compile(r'"[ \t\r\n]*:')
+#: What an object may end with.
+_ENDS = (b"}", b" ", b"\t", b"\r")
+#: Short enough for no nesting that is too deep and no number of too many digits.
+_SHORT = 256
 
 
 def records(file: BinaryIO) -> Iterator[Record]:
     """The records of all lines that are not blank, numbered by their line from 1."""
+    broken = 0
+    one_of_many = RowRefusedError("row_invalid_json", "is not valid JSON. Each line must be one whole JSON object.")
     for number, line in numbered_lines(file):
         record: dict[str, Any] | RowRefusedError
+        if broken >= MAX_LISTED_ERRORS and line is not None and _is_surely_broken(line):
+            # Of so many, what exactly is wrong with another is not told: a file of one character a line is soon read.
+            yield number, one_of_many
+            continue
         try:
             record = parse(line)
         except RowRefusedError as refusal:
             record = refusal
+            broken += refusal.code == one_of_many.code
         yield number, record
 
 
@@ -102,6 +113,13 @@ def kind(value: object) -> str:
         type(None): "null",
     }
     return kinds.get(type(value), "something else")
+
+
+def _is_surely_broken(line: bytes) -> bool:
+    """Whether `parse` would refuse a line as row_invalid_json, as far as its end tells. NaN and Infinity are others."""
+    if len(line) > _SHORT or line.endswith(_ENDS):
+        return False
+    return b"N" not in line and b"I" not in line and line.isascii()
 
 
 def _names_are_unique(text: str, members: dict[str, Any]) -> bool:

@@ -17,6 +17,8 @@ MAX_TEXTS = 64
 MAX_DIMENSION = 16384
 _MOST_REMEMBERED = 100
 _LONGEST_REMEMBERED = 1000
+#: Refusals that say which name may have been meant, unless they are remembered. Those after are brief.
+_MOST_EXPLAINED = 1000
 
 
 class RowMaker:
@@ -34,6 +36,7 @@ class RowMaker:
         self._dimension: int | None = None
         # What is wrong with records of these fields. In a file without a good row it is asked for every row.
         self._refusals: dict[tuple[str, ...], RowRefusedError] = {}
+        self._explained = 0
         self._all_alike = columns is not None
         self.fields: Fields | None = None if columns is None else recognise(columns, options)
 
@@ -58,11 +61,13 @@ class RowMaker:
         known = self._refusals.get(names)
         if known is not None:
             raise RowRefusedError(known.code, known.message, known.field)
+        briefly = self._explained >= _MOST_EXPLAINED
         try:
             if self.fields is not None:
-                raise unfit(record, self.fields, self._options)
-            return recognise(names, self._options)
+                raise unfit(record, self.fields, self._options, briefly=briefly)
+            return recognise(names, self._options, briefly=briefly)
         except RowRefusedError as refusal:
+            self._explained += 1
             if len(self._refusals) < _MOST_REMEMBERED and sum(map(len, names)) < _LONGEST_REMEMBERED:
                 # A copy: what is raised holds on to the record by its traceback.
                 self._refusals[names] = RowRefusedError(refusal.code, refusal.message, refusal.field)
