@@ -57,6 +57,7 @@ def inspect(
             on_row=on_row.add,
             progress=None if progress is None else lambda position: progress(file, position),
             should_stop=should_stop,
+            scratch=scratch,
         )
 
     counted = None if isinstance(measure, str) else measure
