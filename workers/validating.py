@@ -85,28 +85,30 @@ class _Validation:
         self._database = database
         self._row = row
         self._stop = stop
-        self._artifacts = ArtifactStore(settings.artifacts_dir)
         self._bytes_read = 0
         self._looked = time.monotonic()
         self._over = False
 
     def verdict(self) -> Verdict:
         """What is to be said of the file, whatever happens while it is read. Raises StoppedError."""
-        if self._row.validations_begun > files.MOST_DEATHS:
-            log.error("file_given_up", deaths=files.MOST_DEATHS)
-            return _unread(f"Reading it has killed the worker {files.MOST_DEATHS} times. {_REMEDY}")
-        path = self._artifacts.file(self._row.id)
         try:
-            return _of(self._inspected(path))
+            artifacts = ArtifactStore(self._settings.artifacts_dir)
+            with artifacts.scratch(self._row.id) as scratch:
+                return self._verdict(artifacts.file(self._row.id), scratch)
         except StoppedError:
             raise
         except Exception as error:  # the edge of the process: whatever it is, another beginning would meet it again
             log.exception("validation_failed", reason=type(error).__name__)
-            return _unread(_why(error, path))
+            return _unread(_why(error))
 
-    def _inspected(self, path: Path) -> Inspection:
-        with self._artifacts.scratch(self._row.id) as scratch:
-            return inspect(
+    def _verdict(self, path: Path, scratch: Path) -> Verdict:
+        if self._row.validations_begun > files.MOST_DEATHS:
+            log.error("file_given_up", deaths=files.MOST_DEATHS)
+            return _unread(f"Reading it has killed the worker {files.MOST_DEATHS} times. {_REMEDY}")
+        if not path.exists():
+            return _unread("Its bytes are gone from the artifact store; upload it again.")
+        return _of(
+            inspect(
                 path,
                 Setting(MODEL, max_seq_length_of(MODEL, self._settings.base_models_dir)),
                 filename=self._row.filename,
@@ -115,6 +117,7 @@ class _Validation:
                 progress=self._keep_progress,
                 should_stop=self._should_stop,
             )
+        )
 
     def _keep_progress(self, _path: Path, bytes_read: int) -> None:
         self._bytes_read = bytes_read
@@ -154,10 +157,8 @@ def _unread(reason: str) -> Verdict:
     return Verdict(usable=False, format=None, rows=0, error_count=0, errors=[], summary=reason)
 
 
-def _why(error: Exception, path: Path) -> str:
+def _why(error: Exception) -> str:
     """Why a file could not be read to its end, and what to do."""
-    if isinstance(error, FileNotFoundError) and error.filename == str(path):
-        return "Its bytes are gone from the artifact store; upload it again."
     if isinstance(error, MemoryError):
         return f"Reading it needs more memory than the worker has. {_REMEDY}"
     # Not tried again: on a full disk each try would read the file anew and fail at the same place, without an end.
@@ -166,8 +167,11 @@ def _why(error: Exception, path: Path) -> str:
             "The disk of the data directory was full while the file was validated, which takes room for temporary "
             "files. Free space, then upload the file again."
         )
-    if isinstance(error, OSError) and error.filename == str(path):
-        return f"Its stored bytes can't be read ({error.strerror}). See to the data directory, then upload it again."
+    if isinstance(error, OSError):
+        return (
+            f"Reading it failed ({error.strerror or error}). The worker's log says more: see to its data directory, "
+            "then upload the file again."
+        )
     return (
         f"Validating it ended in an error that was not expected ({type(error).__name__}). This is a defect of the "
         "service: please report it with the worker's log."
