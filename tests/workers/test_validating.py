@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from redis import Redis
 
-from storage import queue
+from storage import jobs, queue
 from storage.artifacts import ArtifactStore
 from storage.tables import File
 from tests.installation import PAIRS, Installation
@@ -29,11 +28,7 @@ from workers.reconciler import Reconciler
 @pytest.fixture
 def reconciler(installation: Installation) -> Iterator[Reconciler]:
     with queue.connect(installation.settings.required_redis_url) as redis:
-        yield reconciler_of(installation, redis)
-
-
-def reconciler_of(installation: Installation, redis: Redis) -> Reconciler:
-    return Reconciler(installation.database, redis, ArtifactStore(installation.settings.artifacts_dir))
+        yield Reconciler(installation.database, redis, ArtifactStore(installation.settings.artifacts_dir))
 
 
 class Pipe:
@@ -48,7 +43,7 @@ class Pipe:
     def send(self) -> None:
         """Send rows, or nothing while the pipe is full: who reads asks for more at a time than it holds."""
         with suppress(BlockingIOError):
-            os.write(self._descriptor, "".join(json.dumps(row) + "\n" for row in PAIRS).encode())
+            os.write(self._descriptor, 25 * "".join(json.dumps(row) + "\n" for row in PAIRS).encode())
 
     def close(self) -> None:
         """End the file."""
@@ -265,8 +260,6 @@ def test_a_preparation_that_kills_its_worker_three_times_fails_the_job(
 
 def _preparing(installation: Installation, reconciler: Reconciler, job_id: str, worker: int, times: int) -> int:
     """The process that prepares the job for the n-th time, 0 as long as there is none."""
-    from storage import jobs
-
     reconciler.tick()
     with installation.database.session_across_teams() as session:
         begun = jobs.get(session, job_id).preparations_begun
