@@ -106,6 +106,7 @@ ERROR_CODES: dict[str, ErrorKind] = {
     "disk_full": ErrorKind(500, "job_error", "The disk filled up while training or saving."),
     "training_file_missing": ErrorKind(500, "job_error", "The training file's bytes are gone."),
     "worker_lost": ErrorKind(500, "job_error", "The worker died more often than a job may be retried."),
+    "preparation_crashed": ErrorKind(500, "job_error", "Preparing files stopped on a defect; the worker's log has it."),
     "training_crashed": ErrorKind(500, "job_error", "Training stopped on a defect; the worker's log has it."),
 }
 

@@ -24,8 +24,16 @@ class RowError(ResponseModel):
     message: str = Field(description="What is wrong and what to do about it.")
 
 
+class Validation(ResponseModel):
+    """How far the validation of a file is."""
+
+    bytes_read: int = Field(description="How many bytes have been read; brought up to date every two seconds.")
+    bytes: int = Field(description="How many there are.")
+    started_at: int = Field(description="Unix time, seconds.")
+
+
 class File(ResponseModel):
-    """A dataset, in OpenAI's shape; `rows`, `format`, `errors` and `sha256` are ours."""
+    """A dataset, in OpenAI's shape; `validation`, `rows`, `format`, `errors` and `sha256` are ours."""
 
     id: str
     object: Literal["file"] = "file"
@@ -35,6 +43,9 @@ class File(ResponseModel):
     purpose: str
     status: FileStatus = Field(description="uploaded: being validated; processed: usable; error: see errors.")
     status_details: str | None = Field(default=None, description="Why the file can't be used, in a sentence.")
+    validation: Validation | None = Field(
+        default=None, description="How far validation is; null before it begins and once it has ended."
+    )
     expires_at: int | None = None
     sha256: str = Field(description="SHA-256 of the bytes as sent, hexadecimal.")
     format: DataFormat | None = Field(default=None, description="What its rows are, once validated.")

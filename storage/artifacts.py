@@ -21,6 +21,8 @@ from anyio import to_thread
 from api_schemas.errors import LikenessError
 
 MANIFEST = "manifest.json"
+#: What the system says where a disk is full, or somebody's share of it, or a file may not grow.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CHUNK_BYTES = 1024 * 1024
 _UNFINISHED_SECONDS = 24 * 3600
 
@@ -148,6 +150,25 @@ class ArtifactStore:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
+    @property
+    def unfinished(self) -> Path:
+        """Where temporary files go; what crashed writers leave here is swept."""
+        return self._unfinished
+
+    @contextmanager
+    def scratch(self, name: str) -> Iterator[Path]:
+        """An empty folder for temporary files, gone after the block. One process at a time may use a name.
+
+        What a process left that was killed in its block is removed first.
+        """
+        folder = self._unfinished / f"{name}-scratch"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
     def verify_model(self, artifact: str) -> Path:
         """The folder of a model whose every file still has the checksum of its manifest.
 
@@ -256,7 +277,7 @@ def _disk_full_is_told() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in DISK_FULL:
             raise
         raise LikenessError(
             "storage_full",

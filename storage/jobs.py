@@ -158,6 +158,29 @@ def in_preparation(session: Session, job_id: str) -> Job | None:
     return session.scalar(select(Job).where(Job.id == job_id, *_IN_PREPARATION))
 
 
+def begin_preparation(session: Session, job_id: str) -> Job | None:
+    """Count another beginning of a preparation. None once that is over, as it is if too many have died: it fails."""
+    row = _locked_in_preparation(session, job_id)
+    if row is not None and row.preparations_begun >= MOST_CRASHES:
+        _fail(
+            session, row, "worker_lost",
+            f"Preparing the files has ended {MOST_CRASHES} times without a result and is not tried again. The worker's "
+            "log says more; most often its memory ran out: split the files, or convert them to JSON Lines.",
+        )  # fmt: skip
+        return None
+    if row is not None:
+        row.preparations_begun += 1
+    return row
+
+
+def give_back_preparation(session: Session, job_id: str) -> None:
+    """Take back the last beginning, because its worker is going away. Does nothing once preparation is over."""
+    row = _locked_in_preparation(session, job_id)
+    if row is not None and row.preparations_begun > 0:
+        row.preparations_begun -= 1
+        _add_event(session, row, "warn", "The worker is shutting down; the files are prepared by another")
+
+
 def record_preparation(session: Session, job_id: str, message: str, *, level: Level = "info") -> None:
     """Write an event of a preparation. Does nothing once that is over."""
     row = _locked_in_preparation(session, job_id)

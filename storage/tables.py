@@ -91,6 +91,10 @@ class File(TeamOwned, Base):
     errors: Mapped[list[Any] | None]
     # What the API answers for /v1/files/{id}/report, as it is.
     report: Mapped[dict[str, Any] | None]
+    # Beginnings that nobody gave back: of a file without a verdict, the deaths of who read it, and the one that reads.
+    validations_begun: Mapped[int] = mapped_column(server_default="0")
+    validation_started_at: Mapped[datetime | None]
+    validation_bytes_read: Mapped[int | None] = mapped_column(BigInteger)
     created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
     deleted_at: Mapped[datetime | None]
 
@@ -146,6 +150,8 @@ class Job(TeamOwned, Base):
     suffix: Mapped[str | None]
     # Its files are: while still in `validating_files` they are being prepared.
     validated: Mapped[bool] = mapped_column(server_default=false())
+    # Beginnings that nobody gave back, as for files.
+    preparations_begun: Mapped[int] = mapped_column(server_default="0")
     job_metadata: Mapped[dict[str, Any] | None]
     progress: Mapped[dict[str, Any] | None]
     error: Mapped[dict[str, Any] | None]

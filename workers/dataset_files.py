@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from api_schemas.errors import LikenessError
@@ -39,7 +39,7 @@ class DatasetFiles:
         self._database = database
         self._tokenizer = tokenizer
         self._options = options
-        self.read_options = read_options(options)
+        self.read_options = replace(read_options(options), scratch=self._artifacts.unfinished)
 
     def verified(self, file_id: str) -> StoredDataset:
         """The file, if its bytes are still those that were sent.

@@ -6,11 +6,14 @@ is told before one is taken: rows that can't be used, pairs that aren't there, b
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import structlog
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 
 from api_schemas.defaults import resolve
 from api_schemas.errors import LikenessError
@@ -19,7 +22,7 @@ from encoders import registry
 from encoders.errors import EncoderError
 from encoders.tokenizer import TextTokenizer
 from storage import jobs, models
-from storage.artifacts import ArtifactStore
+from storage.artifacts import DISK_FULL, ArtifactStore
 from storage.database import Database
 from storage.settings import StorageSettings
 from storage.tables import Job
@@ -28,6 +31,7 @@ from workers.data.overlap import MOST_OF_IT, rows_in_training
 from workers.data.preparation import NoRowsError, PreparationStopped
 from workers.data.prepared import Prepared
 from workers.dataset_files import DatasetFiles, StoredDataset
+from workers.patience import patiently
 from workers.training.batches import NoBatchError
 from workers.training.mixing import Mixture
 
@@ -46,18 +50,23 @@ class NotTrainableError(Exception):
         self.code = code
 
 
-def prepare(settings: StorageSettings, database: Database, job_id: str) -> None:
-    """Prepare the files of a job, and queue it or fail it. Does nothing for a job that isn't in preparation."""
+def prepare(settings: StorageSettings, database: Database, job_id: str, stop: threading.Event) -> None:
+    """Prepare the files of a job, and queue it or fail it. Does nothing for a job that isn't in preparation.
+
+    Once `stop` is set, the job is given back: another worker begins again, and this beginning doesn't count. Whoever
+    calls holds the claim on the job.
+    """
     with database.session_across_teams() as session:
-        job = jobs.in_preparation(session, job_id)
+        job = jobs.begin_preparation(session, job_id)
     if job is None:
         log.info("delivery_ignored", reason="the job is not in preparation")
         return
     try:
-        method = _Preparation(settings, database, job).run()
+        method = _Preparation(settings, database, job, stop).run()
     except PreparationStopped:
-        log.info("preparation_stopped", reason="the job is over")
-        return
+        log.info("preparation_stopped", reason="the worker stops" if stop.is_set() else "the job is over")
+        if stop.is_set():
+            _patiently(database, lambda session: jobs.give_back_preparation(session, job_id))
     except (NotTrainableError, LikenessError) as refusal:
         _fail(database, job_id, refusal.code, str(refusal))
     except (validation.DatasetError, NoRowsError) as refusal:
@@ -69,24 +78,50 @@ def prepare(settings: StorageSettings, database: Database, job_id: str) -> None:
     except FileNotFoundError as error:
         gone = f"A file of this job is gone from the artifact store: {error.filename}"
         _fail(database, job_id, "training_file_missing", gone)
+    except OperationalError:  # PostgreSQL's absence says nothing of the job; it is prepared again, but only so often
+        raise
+    except Exception as error:  # the edge of the process: whatever it is, another beginning would meet it again
+        log.exception("preparation_failed", reason=type(error).__name__)
+        _fail(database, job_id, *_why(error))
     else:
-        with database.session_across_teams() as session:
-            jobs.prepared(session, job_id, method)
+        _patiently(database, lambda session: jobs.prepared(session, job_id, method))
 
 
 def _fail(database: Database, job_id: str, code: str, message: str) -> None:
     log.warning("job_failed", code=code, reason=message)
-    with database.session_across_teams() as session:
-        jobs.not_preparable(session, job_id, code, message)
+    _patiently(database, lambda session: jobs.not_preparable(session, job_id, code, message))
+
+
+def _patiently(database: Database, write: Callable[[Session], None]) -> None:
+    def work() -> None:
+        with database.session_across_teams() as session:
+            write(session)
+
+    patiently(work)
+
+
+def _why(error: Exception) -> tuple[str, str]:
+    """A code and a sentence for what nobody expected."""
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        full = "The disk of the data directory was full while the files were prepared. Free space, then try again."
+        return "disk_full", full
+    if isinstance(error, MemoryError):
+        return "out_of_memory", "Preparing the files needs more memory than the worker has. Split them, then try again."
+    return (
+        "preparation_crashed",
+        f"Preparing the files ended in an error that was not expected ({type(error).__name__}). This is a defect of "
+        "the service: please report it with the worker's log.",
+    )
 
 
 class _Preparation:
     """One job's preparation, from its files to its method without any `auto`."""
 
-    def __init__(self, settings: StorageSettings, database: Database, job: Job) -> None:
+    def __init__(self, settings: StorageSettings, database: Database, job: Job, stop: threading.Event) -> None:
         self._settings = settings
         self._database = database
         self._job = job
+        self._stop = stop
         self._method = Method(**job.method)
         self._looked = self._told = time.monotonic()
         self._over = False
@@ -181,8 +216,7 @@ class _Preparation:
             )
 
     def _say(self, message: str, *, level: jobs.Level = "info") -> None:
-        with self._database.session_across_teams() as session:
-            jobs.record_preparation(session, self._job.id, message, level=level)
+        _patiently(self._database, lambda session: jobs.record_preparation(session, self._job.id, message, level=level))
 
     def _telling(self, sentence: str) -> Callable[[int], None]:
         """Says now and then, in the job's events, how far it is."""
@@ -195,9 +229,14 @@ class _Preparation:
         return tell
 
     def _is_over(self) -> bool:
-        """Whether the job has been cancelled meanwhile; looked up once a second."""
+        """Whether to stop: the worker does, or the job has been cancelled, which is looked up once a second."""
+        if self._stop.is_set():
+            return True
         if not self._over and time.monotonic() - self._looked >= _LOOK_EVERY_SECONDS:
             self._looked = time.monotonic()
-            with self._database.session_across_teams() as session:
-                self._over = jobs.in_preparation(session, self._job.id) is None
+            try:
+                with self._database.session_across_teams() as session:
+                    self._over = jobs.in_preparation(session, self._job.id) is None
+            except OperationalError as error:  # the next look will tell
+                log.warning("job_not_looked_up", reason=type(error).__name__)
         return self._over

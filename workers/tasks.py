@@ -12,11 +12,8 @@ from types import FrameType
 import structlog
 from sqlalchemy.orm import Session
 
-from api_schemas.defaults import MODEL
-from api_schemas.errors import LikenessError
-from api_schemas.files import MAX_LISTED_ERRORS
-from storage import files, jobs, queue
-from storage.artifacts import ArtifactStore
+from storage import jobs, queue
+from storage.claims import claimed
 from storage.database import Database
 from storage.processes import start_child, stop_child
 from storage.settings import StorageSettings
@@ -136,53 +133,36 @@ def prepare(job_id: str) -> None:
     from workers import preparing
 
     settings = StorageSettings().with_running_servers()
-    with structlog.contextvars.bound_contextvars(job=job_id), _database() as database:
-        preparing.prepare(settings, database, job_id)
+    with (
+        structlog.contextvars.bound_contextvars(job=job_id),
+        _database() as database,
+        _hearing_sigterm() as stop,
+        claimed(database, job_id) as mine,
+    ):
+        if not mine:
+            log.info("delivery_ignored", reason="another worker has the job")
+            return
+        preparing.prepare(settings, database, job_id, stop)
         queue.dispatch_soon(database, queue.connect(settings.required_redis_url))
 
 
 def validate_file(file_id: str) -> None:
     """Read an uploaded file row by row, keep the verdict, and release the jobs that waited for it."""
-    settings = StorageSettings().with_running_servers()
-    with structlog.contextvars.bound_contextvars(file=file_id), _database() as database:
-        try:
-            with database.session_across_teams() as session:
-                filename = files.get(session, file_id).filename
-        except LikenessError:
-            log.info("delivery_ignored", reason="the file is gone")
-            return
-        verdict = _verdict(settings, file_id, filename)
-        with database.session_across_teams() as session:
-            files.record_verdict(session, file_id, verdict)
-            jobs.release_waiting_for(session, file_id)
-        log.info("file_validated", usable=verdict.usable, rows=verdict.rows, refused=verdict.error_count)
-        queue.dispatch_soon(database, queue.connect(settings.required_redis_url))
-
-
-def _verdict(settings: StorageSettings, file_id: str, filename: str) -> files.Verdict:
     # Here for the same reason.
-    from workers.data.inspection import inspect, max_seq_length_of, tokens_of
-    from workers.data.plan import Setting
+    from workers import validating
 
-    measure = tokens_of(MODEL, settings.base_models_dir)
-    setting = Setting(MODEL, max_seq_length_of(MODEL, settings.base_models_dir))
-    try:
-        inspected = inspect(
-            ArtifactStore(settings.artifacts_dir).file(file_id), setting, filename=filename, measure=measure
-        )
-    except FileNotFoundError:
-        gone = "Its bytes are gone from the artifact store; upload it again."
-        return files.Verdict(usable=False, format=None, rows=0, error_count=0, errors=[], summary=gone)
-    found = inspected.found
-    return files.Verdict(
-        usable=found.usable,
-        format=found.format,
-        rows=found.rows,
-        error_count=found.error_count,
-        errors=[error.model_dump() for error in found.errors[:MAX_LISTED_ERRORS]],
-        summary=found.summary,
-        report=inspected.report.model_dump(mode="json"),
-    )
+    settings = StorageSettings().with_running_servers()
+    with (
+        structlog.contextvars.bound_contextvars(file=file_id),
+        _database() as database,
+        _hearing_sigterm() as stop,
+        claimed(database, file_id) as mine,
+    ):
+        if not mine:
+            log.info("delivery_ignored", reason="another worker has the file")
+            return
+        validating.validate(settings, database, file_id, stop)
+        queue.dispatch_soon(database, queue.connect(settings.required_redis_url))
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from api_schemas.files import DataFormat
@@ -84,6 +85,7 @@ class ReadOptions:
     format: DataFormat | None = None
     columns: Mapping[str, str] = field(default_factory=dict)  # role → name in the file
     max_expanded_bytes: int = 64 * 1024**3  # of what a compressed file holds
+    scratch: Path | None = None  # where temporary files go; None for the system's directory
 
     def __post_init__(self) -> None:
         if self.format is not None and self.format not in ROLES:

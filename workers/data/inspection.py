@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from api_schemas.reports import Report
@@ -44,7 +44,8 @@ def inspect(
     """Validate a file and look at what is in it.
 
     filename, options, should_stop: as for `validate`. measure: how to count tokens, or why that can't be done. scratch:
-    where temporary files go. `progress` is told now and then of which file how many bytes have been read.
+    where temporary files go, None for the system's directory. `progress` is told now and then of which file how many
+    bytes have been read.
 
     Raises StoppedError, OSError.
     """
@@ -60,9 +61,10 @@ def inspect(
             scratch=scratch,
         )
 
+    options = replace(options or ReadOptions(), scratch=scratch)
     counted = None if isinstance(measure, str) else measure
     with ExitStack() as stack:
-        profiler = stack.enter_context(Profiler(counted, scratch=scratch))
+        profiler = stack.enter_context(Profiler(counted, scratch=scratch, should_stop=should_stop))
         found = read(path, profiler, filename)
         profile = profiler.profile()
         judged, overlap = None, None
