@@ -93,6 +93,11 @@ class ReadOptions:
         if len(set(self.columns.values())) < len(self.columns):
             raise ValueError("columns must name a different column for each role.")
 
+    @property
+    def as_recognised(self) -> bool:
+        """Whether nothing is said of what the rows are."""
+        return self.format is None and not self.columns
+
 
 class Fields(NamedTuple):
     """Which fields of a record are read, and as what."""
