@@ -2,7 +2,7 @@
 
 from typing import Literal, TypeVar
 
-from api_schemas.jobs import ContrastiveLoss, Method, OpenAIHyperparameters
+from api_schemas.jobs import ContrastiveLoss, DataOptions, Method, OpenAIHyperparameters
 
 Value = TypeVar("Value")
 
@@ -25,7 +25,7 @@ FEWEST_STEPS_PER_EPOCH = 4
 
 
 def resolve(method: Method, openai: OpenAIHyperparameters | None, *, rows: int, max_seq_length: int) -> Method:
-    """The method without any `auto`, for a training file of `rows` rows and an encoder's `max_seq_length`.
+    """The method without any `auto`, for training files of `rows` rows together and an encoder's `max_seq_length`.
 
     What `method` says wins over what OpenAI's older `hyperparameters` say.
     """
@@ -42,7 +42,8 @@ def resolve(method: Method, openai: OpenAIHyperparameters | None, *, rows: int, 
         }
     )
     loss = _resolved_loss(method.contrastive.loss)
-    contrastive = method.contrastive.model_copy(update={"loss": loss, "hyperparameters": hyperparameters})
+    data = _resolved_data(method.contrastive.data)
+    contrastive = method.contrastive.model_copy(update={"data": data, "loss": loss, "hyperparameters": hyperparameters})
     return method.model_copy(update={"contrastive": contrastive})
 
 
@@ -63,6 +64,11 @@ def _resolved_loss(loss: ContrastiveLoss) -> ContrastiveLoss:
             "reduction": _first(loss.reduction, REDUCTIONS[loss.name]),
         }
     )
+
+
+def _resolved_data(data: DataOptions) -> DataOptions:
+    # Every encoder there is packs its texts: there is no padding to save.
+    return data.model_copy(update={"bucket_by_length": _first(data.bucket_by_length, False)})
 
 
 def _first(*choices: Value | Literal["auto"]) -> Value:

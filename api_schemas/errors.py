@@ -99,6 +99,7 @@ ERROR_CODES: dict[str, ErrorKind] = {
     "single_label": ErrorKind(400, _REQUEST, "All rows have one label, so no row has a negative."),
     # Reasons in a file's report
     "too_few_classes": ErrorKind(400, _REQUEST, "Most batches would hold rows of one label only."),
+    "relevance_without_texts": ErrorKind(400, _REQUEST, "A relevance file came without its corpus and its queries."),
     "evaluation_in_training": ErrorKind(400, _REQUEST, "The evaluation file, or most of it, is in the training file."),
     # Reasons a job fails, in a job's `error` and never a status of their own
     "non_finite_loss": ErrorKind(500, "job_error", "The loss became NaN or infinite."),

@@ -95,11 +95,54 @@ class DataOptions(RequestModel):
         description="Plain texts only: what makes the two versions of a text differ. dropout: the encoder's own; "
         "deletion: words left out; span: a run of words kept.",
     )
+    additional_training_files: Annotated[list[str], Field(max_length=15)] = Field(
+        default_factory=list,
+        description="Ids of further files to train on. Each batch is of one file.",
+    )
+    mixing_temperature: Annotated[float, Field(gt=0)] = Field(
+        default=1.0,
+        description="How often each of several files comes: in proportion to its rows to the power of 1 / "
+        "mixing_temperature, so that small files come more often as it grows.",
+    )
+    bucket_by_length: bool | Auto = Field(
+        default="auto",
+        description="Whether a batch is made of texts of like length, which saves padding. auto: only for encoders "
+        "that pad, which none of those here does.",
+    )
+    corpus: str | None = Field(
+        default=None,
+        description="Id of a BEIR corpus (`_id`, `text`, perhaps `title`). The job's other files are then relevance "
+        "files, which name texts of it and of `queries`.",
+    )
+    queries: str | None = Field(
+        default=None, validate_default=True, description="Id of the queries (`_id`, `text`) that go with `corpus`."
+    )
+
+    @field_validator("additional_training_files")
+    @classmethod
+    def _each_once(cls, file_ids: list[str]) -> list[str]:
+        if len(set(file_ids)) < len(file_ids):
+            raise PydanticCustomError("file_named_twice", "must name each file once")
+        return file_ids
+
+    @field_validator("queries")
+    @classmethod
+    def _with_corpus(cls, queries: str | None, info: ValidationInfo) -> str | None:
+        corpus = info.data.get("corpus")
+        if (queries is None) != (corpus is None):
+            raise PydanticCustomError("half_a_collection", "must be given together with `corpus`: name both or neither")
+        if corpus is not None and (info.data.get("columns") or info.data.get("format") not in ("auto", "pairs")):
+            raise PydanticCustomError(
+                "collection_read_another_way",
+                "must stand without format and columns: relevance files always make pairs of their columns query-id, "
+                "corpus-id and score",
+            )
+        return queries
 
     @property
     def as_uploaded(self) -> bool:
         """Whether the files are read as they were when they were uploaded."""
-        return self.format == "auto" and not self.columns
+        return self.format == "auto" and not self.columns and self.corpus is None
 
 
 class Contrastive(RequestModel):

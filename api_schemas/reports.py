@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from api_schemas.base import ResponseModel
-from api_schemas.files import DataFormat, RowError
+from api_schemas.files import FileFormat, RowError
 
 #: The most conflicts that a report lists.
 MAX_LISTED_CONFLICTS = 100
@@ -205,7 +205,7 @@ class Report(ResponseModel):
     object: Literal["file.report"] = "file.report"
     verdict: Verdict
     warnings: list[ReportWarning] = Field(description="The most important first.")
-    format: DataFormat | None = Field(description="What the rows are; null if no row told.")
+    format: FileFormat | None = Field(description="What the rows are; null if no row told.")
     bytes: int
     rows: int = Field(description="Good rows; a row with three positives counts as three.")
     refused_rows: int

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, or_, select, update
+from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
 from api_schemas.batches import too_few_classes
 from api_schemas.errors import LikenessError
 from api_schemas.jobs import ENDED
 from api_schemas.reports import Report
-from storage import queue
+from storage import job_files, queue
 from storage.artifacts import StoredFile
 from storage.pages import Order, page
 from storage.tables import File, Job
@@ -74,8 +74,7 @@ def delete(session: Session, file_id: str) -> None:
     row = get(session, file_id)
     # Whoever creates a job on this file waits from here on, and then finds it deleted.
     session.refresh(row, with_for_update=True)
-    reads_it = or_(Job.training_file == file_id, Job.validation_file == file_id)
-    job = session.scalar(select(Job).where(reads_it, Job.state.not_in(ENDED)).limit(1))
+    job = session.scalar(select(Job).where(job_files.reads(file_id), Job.state.not_in(ENDED)).limit(1))
     if job is not None:
         raise LikenessError(
             "file_in_use",

@@ -10,15 +10,14 @@ StaleAttempt.
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, func, or_, select, update
+from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from api_schemas.defaults import resolve
 from api_schemas.errors import LikenessError
 from api_schemas.jobs import ENDED, JobCreate, Method, OpenAIHyperparameters
-from storage import models, queue
-from storage.files import reason_against
+from storage import job_files, job_refusals, models, queue
 from storage.ids import new_id
 from storage.pages import Order, page
 from storage.tables import File, Job, JobEvent, JobMetrics, Model
@@ -48,7 +47,9 @@ def create(
     `max_seq_length` is what the base model reads, in tokens.
     """
     openai = request.hyperparameters
-    files = [file for file in (training, validation) if file]
+    named = job_files.named(request).values()
+    others = session.scalars(select(File).where(File.id.in_(named)).order_by(File.id)).all()
+    files = [*{file.id: file for file in (training, validation, *others) if file}.values()]
     for file in files:
         # Locked, so that no verdict falls between this look at the file and the job that waits for it.
         session.refresh(file, with_for_update={"read": True})
@@ -69,7 +70,9 @@ def create(
     )
     session.add(row)
     session.flush()
-    _add_event(session, row, "info", f"Job created to fine-tune {row.model} on {training.filename}")
+    more = len(request.method.contrastive.data.additional_training_files)
+    on = training.filename if not more else f"{training.filename} and {more} more"
+    _add_event(session, row, "info", f"Job created to fine-tune {row.model} on {on}")
     _release(session, row, files)
     session.flush()
     session.refresh(row)
@@ -137,11 +140,10 @@ def metrics(session: Session, job: Job) -> Sequence[dict[str, Any]]:
 
 def release_waiting_for(session: Session, file_id: str) -> None:
     """Queue the jobs that waited for this file's validation, or fail them when it is unusable."""
-    reads_it = or_(Job.training_file == file_id, Job.validation_file == file_id)
-    waits_for_it = select(Job).where(reads_it, Job.state == "validating_files", ~Job.validated)
+    waits_for_it = select(Job).where(job_files.reads(file_id), Job.state == "validating_files", ~Job.validated)
     # In one order for everybody: two validations that release the same jobs must not wait for each other.
     for row in session.scalars(waits_for_it.order_by(Job.id).with_for_update()).all():
-        ids = [row.training_file, *([row.validation_file] if row.validation_file else [])]
+        ids = job_files.named(row).values()
         _release(session, row, session.scalars(select(File).where(File.id.in_(ids))).all())
 
 
@@ -366,7 +368,7 @@ def _release(session: Session, row: Job, files: Sequence[File]) -> None:
     if unusable is not None and as_uploaded:
         _fail(session, row, "file_invalid", f"{unusable.filename}: {unusable.status_details}")
     elif all(file.status != "uploaded" for file in files):
-        against = _reason_against(row, files) if as_uploaded else None
+        against = _reason_against(row, files)
         if against is not None:
             _fail(session, row, *against)
             return
@@ -377,12 +379,14 @@ def _release(session: Session, row: Job, files: Sequence[File]) -> None:
 
 def _reason_against(row: Job, files: Sequence[File]) -> tuple[str, str] | None:
     """A code and a sentence, if the reports on the files say that they can't be trained on together."""
-    training = next(file for file in files if file.id == row.training_file)
-    validation = next((file for file in files if file.id == row.validation_file), None)
+    by_id = {file.id: file for file in files}
+    read = {param: by_id[file_id] for param, file_id in job_files.named(row).items()}
     openai = OpenAIHyperparameters(**row.openai_hyperparameters) if row.openai_hyperparameters else None
-    method = resolve(Method(**row.method), openai, rows=training.rows or 0, max_seq_length=row.max_seq_length)
+    method = resolve(
+        Method(**row.method), openai, rows=job_files.training_rows(read), max_seq_length=row.max_seq_length
+    )
     batch_size = int(method.contrastive.hyperparameters.batch_size)
-    against = reason_against(training, validation, batch_size=batch_size)
+    against = job_refusals.reason_against(read, method.contrastive.data, batch_size=batch_size)
     return against[1:] if against is not None else None
 
 

@@ -36,6 +36,12 @@ class StorageSettings(BaseSettings):
         default=None,
         description="More base models: sentence-transformers folders at ORGANISATION/NAME below it.",
     )
+    derived_max_bytes: int = Field(
+        default=50 * 1024**3,
+        ge=0,
+        description="How large the tokenized datasets, which can be made again, may grow; the least recently used "
+        "go first.",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", description="DEBUG, INFO, WARNING or ERROR: the least that is worth a line in the log."
     )

@@ -64,6 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="likeness inspect")
     parser.add_argument("file", type=Path)
     parser.add_argument("--evaluation", type=Path)
+    parser.add_argument("--corpus", type=Path)
+    parser.add_argument("--queries", type=Path)
     parser.add_argument("--format")
     parser.add_argument("--column", action="append", default=[])
     parser.add_argument("--model", default=MODEL)
@@ -76,7 +78,8 @@ def _parser() -> argparse.ArgumentParser:
 def _report(asked: argparse.Namespace) -> Report:
     """Raises NoAnswerError."""
     options = _options(asked.format, asked.column)
-    files = [file for file in (asked.file, asked.evaluation) if file is not None]
+    texts = _texts(asked)
+    files = [file for file in (asked.file, asked.evaluation, *(texts or ())) if file is not None]
     for file in files:
         _check(file)
     try:
@@ -91,6 +94,7 @@ def _report(asked: argparse.Namespace) -> Report:
                 options=options,
                 measure=measure,
                 evaluation=asked.evaluation,
+                texts=texts,
                 progress=progress,
             )
     except UnknownModelError as error:
@@ -102,6 +106,19 @@ def _report(asked: argparse.Namespace) -> Report:
     if asked.no_probe:
         return with_estimate(found.report, "--no-probe was given.")
     return with_estimate(found.report, _estimate(found, asked.model, models))
+
+
+def _texts(asked: argparse.Namespace) -> tuple[Path, Path] | None:
+    """The corpus and the queries that a relevance file names texts of. Raises NoAnswerError."""
+    if asked.corpus is None and asked.queries is None:
+        return None
+    if asked.corpus is None or asked.queries is None:
+        raise NoAnswerError("--corpus and --queries go together: name both or neither.")
+    if asked.format is not None or asked.column:
+        raise NoAnswerError(
+            "--format and --column are not for relevance files: leave them out, or --corpus and --queries."
+        )
+    return asked.corpus, asked.queries
 
 
 def _options(told: str | None, columns: Sequence[str]) -> ReadOptions:

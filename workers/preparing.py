@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import structlog
@@ -21,7 +21,7 @@ from api_schemas.jobs import Method, OpenAIHyperparameters
 from encoders import registry
 from encoders.errors import EncoderError
 from encoders.tokenizer import TextTokenizer
-from storage import jobs, models
+from storage import job_files, jobs, models
 from storage.artifacts import DISK_FULL, ArtifactStore
 from storage.database import Database
 from storage.settings import StorageSettings
@@ -132,12 +132,15 @@ class _Preparation:
         files = self._dataset_files(tokenizer)
         asked = self._method.contrastive.hyperparameters.max_seq_length
         limit = tokenizer.max_seq_length if asked == "auto" else min(asked, tokenizer.max_seq_length)
-        prepared = {file_id: self._prepared(files, file_id, limit) for file_id in self._file_ids()}
-        method = self._resolved(prepared[self._job.training_file], tokenizer)
-        for each in prepared.values():
+        training = [self._prepared(files, file_id, limit) for file_id in job_files.training_ids(self._job)]
+        held_out = self._job.validation_file
+        validation = [self._prepared(files, held_out, limit)] if held_out else []
+        method = self._resolved(training, tokenizer)
+        self._check_mixture(training)
+        for each in [*training, *validation]:
             self._check(each, method)
-        if self._job.validation_file:
-            self._check_overlap(prepared[self._job.training_file], prepared[self._job.validation_file])
+        for each in validation:
+            self._check_overlap(training, each)
         return method
 
     def _dataset_files(self, tokenizer: TextTokenizer) -> DatasetFiles:
@@ -145,9 +148,6 @@ class _Preparation:
             return DatasetFiles(self._settings, self._database, tokenizer, self._method.contrastive.data)
         except ValueError as error:
             raise NotTrainableError("invalid_value", f"`method.contrastive.data`: {error}") from error
-
-    def _file_ids(self) -> list[str]:
-        return [file_id for file_id in (self._job.training_file, self._job.validation_file) if file_id]
 
     def _folder(self) -> Path:
         """Where the job's base model lies; only its tokenizer is read here."""
@@ -168,22 +168,28 @@ class _Preparation:
     def _validate(self, files: DatasetFiles, stored: StoredDataset) -> None:
         """Judge the file as the job says that it is to be read; when it was uploaded nobody had said so."""
         try:
-            report = validation.validate(
-                stored.path,
-                filename=stored.filename,
-                options=files.read_options,
-                progress=self._telling("Validated {:,} bytes"),
-                should_stop=self._is_over,
+            report = files.validated(
+                stored, progress=self._telling("Validated {:,} bytes of a file"), should_stop=self._is_over
             )
         except validation.StoppedError:
             raise PreparationStopped from None
         if not report.usable:
             raise NotTrainableError("file_invalid", f"{stored.filename}: {report.summary}")
 
-    def _resolved(self, training: Prepared, tokenizer: TextTokenizer) -> Method:
+    def _resolved(self, training: Sequence[Prepared], tokenizer: TextTokenizer) -> Method:
         older = self._job.openai_hyperparameters
         openai = OpenAIHyperparameters(**older) if older else None
-        return resolve(self._method, openai, rows=len(training), max_seq_length=tokenizer.max_seq_length)
+        return resolve(self._method, openai, rows=sum(map(len, training)), max_seq_length=tokenizer.max_seq_length)
+
+    def _check_mixture(self, training: Sequence[Prepared]) -> None:
+        """Raises NotTrainableError if one encoder can't read all of the files."""
+        widths = {None if data.vectors is None else data.vectors.shape[1] for data in training}
+        if len(widths) > 1:
+            raise NotTrainableError(
+                "invalid_value",
+                "`method.contrastive.data.additional_training_files`: some files hold texts and others vectors, or "
+                "vectors of another dimension. Train on them in jobs of their own.",
+            )
 
     def _check(self, data: Prepared, method: Method) -> None:
         """Raises NotTrainableError or NoBatchError if no step can be taken on the data."""
@@ -199,18 +205,19 @@ class _Preparation:
         assert batch_size != "auto"  # noqa: S101 (resolved)
         Mixture([data], batch_size=batch_size, seed=self._job.seed, epochs=1, max_steps=1)
 
-    def _check_overlap(self, training: Prepared, validation: Prepared) -> None:
+    def _check_overlap(self, training: Sequence[Prepared], validation: Prepared) -> None:
         """Raises NotTrainableError if most rows of the validation file are made of training texts."""
         known = rows_in_training(training, validation)
+        where = "training file" if len(training) == 1 else "training files"
         if known > MOST_OF_IT * len(validation):
             raise NotTrainableError(
                 "evaluation_in_training",
-                f"{known} of the validation file's {len(validation)} rows stand in the training file, so its loss "
+                f"{known} of the validation file's {len(validation)} rows stand in the {where}, so its loss "
                 "would measure memory. Take rows that are not trained on.",
             )
         if known:
             self._say(
-                f"{known} of the validation file's {len(validation)} rows stand in the training file; on these its "
+                f"{known} of the validation file's {len(validation)} rows stand in the {where}; on these its "
                 "loss measures memory. Take them out of one of the two.",
                 level="warn",
             )

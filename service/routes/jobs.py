@@ -3,7 +3,7 @@
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Annotated
 
 import structlog
@@ -32,7 +32,7 @@ from service.model_names import find_model
 from service.routes.paging import After, Limit, page_of
 from service.state import ServiceState, StateDep
 from service.strict_route import StrictRoute
-from storage import files, jobs, queue, tables
+from storage import files, job_files, job_refusals, jobs, queue, tables
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"], route_class=StrictRoute)
 log = structlog.get_logger(__name__)
@@ -53,13 +53,13 @@ def create_job(request: JobCreate, caller: CallerDep, state: StateDep) -> Job:
     """Fine-tune a model on a file. Everything but `model` and `training_file` has a default."""
     with state.database.session(caller.team_id) as session:
         model = find_model(session, state.settings, request.model)
-        training = _usable(request, files.get(session, request.training_file, param="training_file"), "training_file")
-        validation = None
-        if request.validation_file is not None:
-            row = files.get(session, request.validation_file, param="validation_file")
-            validation = _usable(request, row, "validation_file")
-        _check_batch_size(request, training, validation)
-        _check_files(request, training, validation, model.max_seq_length)
+        _refuse(job_refusals.named_twice(request))
+        read = {param: files.get(session, file_id, param=param) for param, file_id in job_files.named(request).items()}
+        for param, file in read.items():
+            _check_usable(request, file, param)
+        _check_batch_size(request, job_files.with_rows(read).values())
+        _check_files(request, read, model.max_seq_length)
+        training, validation = read["training_file"], read.get("validation_file")
         created = jobs.create(session, request, training, validation, max_seq_length=model.max_seq_length)
         answer = _wire(created)
     queue.dispatch_soon(state.database, state.redis)
@@ -145,13 +145,12 @@ def get_metrics(job_id: str, caller: CallerDep, state: StateDep) -> Metrics:
     return Metrics(data=steps, summary=_summary(steps))
 
 
-def _usable(request: JobCreate, file: tables.File, param: str) -> tables.File:
+def _check_usable(request: JobCreate, file: tables.File, param: str) -> None:
     if file.status == "error" and request.method.contrastive.data.as_uploaded:
         raise LikenessError("file_invalid", f"File {file.id} can't be used: {file.status_details}", param=param)
-    return file
 
 
-def _check_batch_size(request: JobCreate, *files: tables.File | None) -> None:
+def _check_batch_size(request: JobCreate, files: Iterable[tables.File]) -> None:
     """Refuse a batch in which labelled texts can't have a positive and a negative at once."""
     asked = (
         ("method.contrastive.hyperparameters.batch_size", request.method.contrastive.hyperparameters.batch_size),
@@ -159,7 +158,7 @@ def _check_batch_size(request: JobCreate, *files: tables.File | None) -> None:
     )
     # The first that isn't `auto` is the one that counts.
     param, batch_size = next(((name, size) for name, size in asked if size != "auto"), ("", SMALLEST_BATCH))
-    if batch_size < SMALLEST_BATCH and any(file.format == "labels" for file in files if file):
+    if batch_size < SMALLEST_BATCH and any(file.format == "labels" for file in files):
         raise LikenessError(
             "out_of_range",
             f"`{param}` must be at least {SMALLEST_BATCH} for labelled texts: two labels of two texts each.",
@@ -167,17 +166,17 @@ def _check_batch_size(request: JobCreate, *files: tables.File | None) -> None:
         )
 
 
-def _check_files(
-    request: JobCreate, training: tables.File, validation: tables.File | None, max_seq_length: int
-) -> None:
+def _check_files(request: JobCreate, read: Mapping[str, tables.File], max_seq_length: int) -> None:
     """Refuse files that can't be used together, or not in batches as they would be."""
-    if not request.method.contrastive.data.as_uploaded:
-        return  # what the files hold when read that way is not known yet
-    method = resolve(request.method, request.hyperparameters, rows=training.rows or 0, max_seq_length=max_seq_length)
-    batch_size = int(method.contrastive.hyperparameters.batch_size)
-    against = files.reason_against(training, validation, batch_size=batch_size)
-    if against is not None:
-        param, code, message = against
+    rows = job_files.training_rows(read)
+    method = resolve(request.method, request.hyperparameters, rows=rows, max_seq_length=max_seq_length).contrastive
+    batch_size = int(method.hyperparameters.batch_size)
+    _refuse(job_refusals.reason_against(read, method.data, batch_size=batch_size))
+
+
+def _refuse(refusal: job_refusals.Refusal | None) -> None:
+    if refusal is not None:
+        param, code, message = refusal
         raise LikenessError(code, message, param=param)
 
 

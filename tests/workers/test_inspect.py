@@ -84,6 +84,29 @@ def test_an_evaluation_file_is_compared(tmp_path: Path) -> None:
     assert "The evaluation file is the training file" in done.stdout
 
 
+def test_a_relevance_file_is_told_with_its_texts(tmp_path: Path) -> None:
+    write(tmp_path / "corpus.jsonl", [{"_id": f"d{n}", "text": f"answer {n}"} for n in range(60)])
+    write(tmp_path / "queries.jsonl", [{"_id": f"q{n}", "text": f"question {n}"} for n in range(60)])
+    for name, numbers in {"train.tsv": range(50), "test.tsv": range(49, 60)}.items():
+        rows = ["query-id\tcorpus-id\tscore", *(f"q{n}\td{n}\t1" for n in numbers)]
+        (tmp_path / name).write_text("\n".join(rows))
+    texts = ("--corpus", "corpus.jsonl", "--queries", "queries.jsonl")
+
+    done = inspect("train.tsv", *texts, "--evaluation", "test.tsv", "--no-probe", "--json", cwd=tmp_path)
+
+    report = Report(**json.loads(done.stdout))
+    assert (done.returncode, report.format, report.rows, report.verdict.usable) == (0, "pairs", 50, True)
+    assert report.overlap is not None
+    assert (report.overlap.rows, report.overlap.rows_in_training) == (11, 1)
+    assert report.training is not None
+    assert report.token_lengths is not None
+
+    alone = inspect("train.tsv", "--no-probe", cwd=tmp_path)
+    assert alone.returncode == 1
+    assert alone.stdout.startswith("train.tsv  50 rows of relevance judgements")
+    assert "--corpus and --queries" in alone.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -96,6 +119,9 @@ def test_an_evaluation_file_is_compared(tmp_path: Path) -> None:
         (["rows.jsonl", "--column", "anchor"], "must be ROLE=NAME, such as anchor=title."),
         (["rows.jsonl", "--column", "anchor=a", "--column", "anchor=b"], "names 'anchor' twice"),
         (["rows.jsonl", "--column", "[/bold]=a"], "'[/bold]'"),
+        (["rows.jsonl", "--corpus", "rows.jsonl"], "--corpus and --queries go together"),
+        (["rows.jsonl", "--corpus", "gone.jsonl", "--queries", "rows.jsonl"], "There is no file 'gone.jsonl'."),
+        (["rows.jsonl", "--corpus", "rows.jsonl", "--queries", "rows.jsonl", "--format", "pairs"], "leave them out"),
     ],
 )
 def test_what_cannot_be_answered_is_one_line_and_no_traceback(tmp_path: Path, arguments: list[str], says: str) -> None:

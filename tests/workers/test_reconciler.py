@@ -29,6 +29,18 @@ def reconciler(database: Database, redis: Redis, tmp_path: Path) -> Reconciler:
     return Reconciler(database, redis, ArtifactStore(tmp_path))
 
 
+def test_derived_data_is_kept_within_its_bounds(database: Database, redis: Redis, tmp_path: Path) -> None:
+    derived = tmp_path / "derived"
+    for age, name in enumerate(["new", "old"]):
+        (derived / name).mkdir(parents=True)
+        (derived / name / "manifest.json").write_bytes(b"x" * 600)
+        os.utime(derived / name / "manifest.json", (10**9 - age, 10**9 - age))
+
+    Reconciler(database, redis, ArtifactStore(tmp_path), derived=(derived, 1000)).tick()
+
+    assert [path.name for path in derived.iterdir()] == ["new"]
+
+
 def waiting(redis: Redis, name: str) -> list[str]:
     return [task.decode() for task in redis.lrange(f"rq:queue:{name}", 0, -1)]
 

@@ -19,6 +19,8 @@ from workers.data.row import FileRefusedError, RowRefusedError
 
 MAX_COLUMNS = 4096
 DELIMITERS = ",;\t"
+#: Of a relevance file, which is no row's (see `workers.data.relevance`).
+_OF_JUDGEMENTS = ("query-id", "corpus-id")
 
 
 class Table:
@@ -120,7 +122,7 @@ class Guess(NamedTuple):
 
 def guess(line: str, options: ReadOptions) -> Guess:
     """Read a first line with the delimiter that gives most names that are known or told, and then most cells."""
-    wanted = options.understood
+    wanted = options.understood.union(_OF_JUDGEMENTS)
 
     def merit(delimiter: str) -> tuple[int, int]:
         try:

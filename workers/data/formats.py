@@ -114,6 +114,11 @@ class ReadOptions:
         """Every name that says something of a record."""
         return KNOWN.union(self.columns.values())
 
+    @property
+    def as_recognised(self) -> bool:
+        """Whether nothing is said of what the rows are."""
+        return self.format is None and not self.columns
+
 
 class Fields(NamedTuple):
     """Which fields of a record are read, and as what."""

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from api_schemas.files import MAX_LISTED_ERRORS, DataFormat, RowError
-from workers.data import sources
+from api_schemas.files import MAX_LISTED_ERRORS, DataFormat, FileFormat, RowError
+from workers.data import relevance, sources
 from workers.data.formats import EXPECTED, KNOWN, ReadOptions, quoted
 from workers.data.recurrence import Recurrence
 from workers.data.row import FileRefusedError, Input, RefusedError, Row, RowRefusedError
@@ -41,11 +41,11 @@ class StoppedError(Exception):
 class FileReport:
     """What validation found."""
 
-    format: DataFormat | None
+    format: FileFormat | None
     rows: int  # good ones, as training counts them: a record with three positives is three
     error_count: int  # refused records, or 1 if they are fine one by one but not as a whole
     errors: list[RowError]  # the first MAX_LISTED_ERRORS of each kind, in the file's order
-    summary: str | None  # why the file can't be used, in a sentence; None if it can
+    summary: str | None  # why the file can't be used, or not by itself, in a sentence; None if it can
     counts: dict[Kind, int] = field(default_factory=dict)  # of all refusals
 
     @property
@@ -84,6 +84,9 @@ def validate(
     options = options or ReadOptions()
     try:
         with sources.opened(path, filename=filename, options=options, on_read=on_read) as source:
+            of_judgements, source = relevance.recognised(source)
+            if of_judgements and options.as_recognised:
+                return _judge_judgements(source)
             return judge(source, options, on_row, scratch=scratch)
     except FileRefusedError as refusal:
         return FileReport(None, 0, 1, [_error(None, refusal)], refusal.message, {(refusal.code, refusal.field): 1})
@@ -101,6 +104,17 @@ def judge(
         findings = _Findings(Recurrence(stack, scratch=scratch))
         try:
             findings.read(source, options, on_row)
+        except FileRefusedError as refusal:
+            findings.refuse(None, refusal)
+        return findings.report()
+
+
+def _judge_judgements(source: Source) -> FileReport:
+    """Judge a relevance file by itself; whether the texts that it names are there is asked where they are."""
+    with ExitStack() as stack:
+        findings = _Findings(Recurrence(stack, scratch=None), format="relevance")
+        try:
+            findings.read_judgements(source)
         except FileRefusedError as refusal:
             findings.refuse(None, refusal)
         return findings.report()
@@ -157,7 +171,7 @@ class _Findings:
     """What is known of a file after some of its records."""
 
     labels: Recurrence
-    format: DataFormat | None = None
+    format: FileFormat | None = None
     records: int = 0  # good ones
     rows: int = 0
     error_count: int = 0
@@ -189,6 +203,17 @@ class _Findings:
                 for row in found:
                     on_row(number, row)
 
+    def read_judgements(self, source: Source) -> None:
+        """Take all records of a relevance file. Raises FileRefusedError where they end too early."""
+        for number, record in source.records:
+            try:
+                relevance.judgement(record)
+            except RowRefusedError as refusal:
+                self.refuse(number, refusal)
+            else:
+                self.records += 1
+                self.rows += 1
+
     def refuse(self, number: int | None, refusal: RefusedError) -> None:
         """Count a refusal, and list it unless many of its kind are. What is said of the file as a whole always is."""
         kind = (refusal.code, refusal.field)
@@ -206,7 +231,7 @@ class _Findings:
 
     def _summary(self) -> str | None:
         if not self.errors:
-            return None
+            return relevance.NEEDS_TEXTS if self.format == "relevance" else None
         about_all = next((error.message for error in self.errors if error.row is None), None)
         if about_all is not None:
             return about_all
@@ -214,6 +239,8 @@ class _Findings:
         return f"{bad} of {every} rows can't be used; the first is {self.errors[0].message}"
 
     def _as_a_whole(self) -> RowRefusedError | None:
+        if self.format == "relevance":
+            return None if self.rows else RowRefusedError("empty_file", "The file holds no judgements. Add some.")
         if self.whole is None:
             return RowRefusedError("empty_file", f"The file holds no rows. {EXPECTED}")
         return self.whole.refusal()

@@ -29,6 +29,8 @@ class TrainingConfig:
 
     loss: LossConfig
     view: Literal["dropout", "deletion", "span"] = "dropout"  # of plain texts
+    mixing_temperature: float = 1.0  # of several datasets
+    bucket_by_length: bool = False
     n_epochs: int
     batch_size: int  # rows: pairs, or labelled texts
     learning_rate: float  # the peak
@@ -44,7 +46,16 @@ class TrainingConfig:
         """Take over a job's method. Raises UnresolvedAutoError, naming the fields that are still `auto`."""
         values: dict[str, Any] = contrastive.hyperparameters.model_dump()
         loss: dict[str, Any] = contrastive.loss.model_dump()
+        data = contrastive.data
         unresolved = sorted(name for name, value in (values | loss).items() if value == "auto")
         if unresolved:
             raise UnresolvedAutoError(f"Not resolved before training: {', '.join(unresolved)}.")
-        return cls(**values, loss=LossConfig(**loss), view=contrastive.data.view, seed=seed)
+        return cls(
+            **values,
+            loss=LossConfig(**loss),
+            view=data.view,
+            mixing_temperature=data.mixing_temperature,
+            # Not resolved in a job that was queued before the field was there.
+            bucket_by_length=data.bucket_by_length is True,
+            seed=seed,
+        )

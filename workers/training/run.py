@@ -17,7 +17,8 @@ from api_schemas.jobs import Method
 from encoders import export, registry
 from encoders.errors import EncoderError
 from encoders.text import TextEncoder
-from storage import jobs, models
+from storage import files as stored_files
+from storage import job_files, jobs, models
 from storage.artifacts import ArtifactStore, sha256
 from storage.database import Database
 from storage.logs import configure_logging
@@ -29,7 +30,7 @@ from workers.data.preparation import NoRowsError, PreparationStopped
 from workers.data.prepared import Prepared
 from workers.dataset_files import DatasetFiles
 from workers.patience import patiently
-from workers.training import evaluation
+from workers.training import evaluation, mixing
 from workers.training.batch_loss import yardstick
 from workers.training.batches import NoBatchError
 from workers.training.config import TrainingConfig
@@ -126,10 +127,10 @@ class _Run:
         method = Method(**job.method).contrastive
         config = TrainingConfig.from_method(method, seed=job.seed)
         files = DatasetFiles(self._settings, self._database, encoder.tokenizer, method.data)
-        training = self._prepared(files, job.training_file, encoder, config)
+        training = [self._prepared(files, file_id, encoder, config) for file_id in job_files.training_ids(job)]
         validation = self._prepared(files, job.validation_file, encoder, config) if job.validation_file else None
-        trainer = Trainer(encoder, [training], config)
-        for notice in trainer.batches.notices:
+        trainer = Trainer(encoder, training, config)
+        for notice in [*self._shares(job, trainer), *trainer.batches.notices]:
             self._recorder.say(notice)
         before = _validation_loss(trainer, validation)
         self._recorder.say(f"Training {job.model} on {encoder.device}: {trainer.total_steps} steps")
@@ -173,6 +174,18 @@ class _Run:
         cut = f"; {data.truncated} of {data.items} texts are cut to {limit} tokens" if data.truncated else ""
         self._recorder.say(f"Read {len(data)} rows with {data.distinct} different texts{cut}")
         return data
+
+    def _shares(self, job: Job, trainer: Trainer) -> list[str]:
+        """How often each of several files comes, in a sentence."""
+        file_ids = job_files.training_ids(job)
+        if len(file_ids) == 1:
+            return []
+
+        def read() -> list[str]:
+            with self._database.session(job.team_id) as session:
+                return [stored_files.get(session, file_id).filename for file_id in file_ids]
+
+        return [mixing.told_shares(patiently(read), trainer.batches.steps)]
 
     def _compare(self, before: float | None, after: float | None) -> None:
         if before is not None and after is not None:

@@ -100,6 +100,8 @@ class Trainer:
             seed=config.seed,
             epochs=config.n_epochs,
             max_steps=config.max_steps,
+            temperature=config.mixing_temperature,
+            bucket_by_length=config.bucket_by_length,
         )
         self.loss = BatchLoss(
             config.loss,
