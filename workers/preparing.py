@@ -14,6 +14,7 @@ import structlog
 
 from api_schemas.defaults import resolve
 from api_schemas.errors import LikenessError
+from api_schemas.inputs import wrong_file
 from api_schemas.jobs import Method, OpenAIHyperparameters
 from encoders import registry
 from encoders.errors import EncoderError
@@ -23,6 +24,7 @@ from storage.artifacts import ArtifactStore
 from storage.database import Database
 from storage.settings import StorageSettings
 from storage.tables import Job
+from workers.adapters import NoTokenizer, WrongAdapterError, check_dimension, dimension_of, tokenizer_of, with_form
 from workers.data import validation
 from workers.data.overlap import MOST_OF_IT, rows_in_training
 from workers.data.preparation import NoRowsError, PreparationStopped
@@ -62,7 +64,7 @@ def prepare(settings: StorageSettings, database: Database, job_id: str) -> None:
         _fail(database, job_id, refusal.code, str(refusal))
     except (validation.DatasetError, NoRowsError) as refusal:
         _fail(database, job_id, "file_invalid", str(refusal))
-    except NoBatchError as refusal:
+    except (NoBatchError, WrongAdapterError) as refusal:
         _fail(database, job_id, "invalid_value", str(refusal))
     except EncoderError as error:
         _fail(database, job_id, "weights_unavailable", str(error))
@@ -93,19 +95,25 @@ class _Preparation:
 
     def run(self) -> Method:
         """Raises what `prepare` knows."""
-        tokenizer = TextTokenizer.of_folder(self._folder())
+        folder = self._folder()
+        tokenizer = tokenizer_of(self._job, folder)
         files = self._dataset_files(tokenizer)
         asked = self._method.contrastive.hyperparameters.max_seq_length
-        limit = tokenizer.max_seq_length if asked == "auto" else min(asked, tokenizer.max_seq_length)
+        limit = min(asked, tokenizer.max_seq_length) if isinstance(asked, int) else tokenizer.max_seq_length
         prepared = {file_id: self._prepared(files, file_id, limit) for file_id in self._file_ids()}
-        method = self._resolved(prepared[self._job.training_file], tokenizer)
+        training = prepared[self._job.training_file]
+        method = self._resolved(training)
+        if training.vectors is not None:
+            method = with_form(method, folder, training)
         for each in prepared.values():
             self._check(each, method)
         if self._job.validation_file:
-            self._check_overlap(prepared[self._job.training_file], prepared[self._job.validation_file])
+            if training.vectors is not None:
+                check_dimension(dimension_of(training), prepared[self._job.validation_file], "The training file")
+            self._check_overlap(training, prepared[self._job.validation_file])
         return method
 
-    def _dataset_files(self, tokenizer: TextTokenizer) -> DatasetFiles:
+    def _dataset_files(self, tokenizer: TextTokenizer | NoTokenizer) -> DatasetFiles:
         try:
             return DatasetFiles(self._settings, self._database, tokenizer, self._method.contrastive.data)
         except ValueError as error:
@@ -114,12 +122,14 @@ class _Preparation:
     def _file_ids(self) -> list[str]:
         return [file_id for file_id in (self._job.training_file, self._job.validation_file) if file_id]
 
-    def _folder(self) -> Path:
-        """Where the job's base model lies; only its tokenizer is read here."""
+    def _folder(self) -> Path | None:
+        """Where the job's base model lies, of which only tokenizer or shape are read here; None for a new adapter."""
         with self._database.session(self._job.team_id) as session:
             tuned = models.find(session, self._job.model)
         if tuned is not None:
             return ArtifactStore(self._settings.artifacts_dir).model(tuned.artifact)
+        if self._job.model == registry.ADAPTER:
+            return None
         return registry.locate(self._job.model, self._settings.base_models_dir)
 
     def _prepared(self, files: DatasetFiles, file_id: str, limit: int) -> Prepared:
@@ -145,15 +155,16 @@ class _Preparation:
         if not report.usable:
             raise NotTrainableError("file_invalid", f"{stored.filename}: {report.summary}")
 
-    def _resolved(self, training: Prepared, tokenizer: TextTokenizer) -> Method:
+    def _resolved(self, training: Prepared) -> Method:
         older = self._job.openai_hyperparameters
         openai = OpenAIHyperparameters(**older) if older else None
-        return resolve(self._method, openai, rows=len(training), max_seq_length=tokenizer.max_seq_length)
+        return resolve(self._method, openai, rows=len(training), max_seq_length=self._job.max_seq_length)
 
     def _check(self, data: Prepared, method: Method) -> None:
         """Raises NotTrainableError or NoBatchError if no step can be taken on the data."""
-        if data.vectors is not None:
-            raise NotTrainableError("invalid_value", "The file holds vectors, and the model reads texts.")
+        wrong = wrong_file(self._job.model, self._job.reads, data.format)
+        if wrong is not None:
+            raise NotTrainableError("invalid_value", wrong)
         if method.contrastive.loss.symmetric is not None and data.format not in _DIRECTED:
             raise NotTrainableError(
                 "invalid_value",

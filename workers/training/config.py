@@ -28,7 +28,7 @@ class TrainingConfig:
     """Hyperparameters of one run. Ranges are those of `api_schemas.jobs`, checked there."""
 
     loss: LossConfig
-    view: Literal["dropout", "deletion", "span"] = "dropout"  # of plain texts
+    view: Literal["dropout", "deletion", "span", "noise", "masking"] = "dropout"  # of plain texts, or of vectors
     n_epochs: int
     batch_size: int  # rows: pairs, or labelled texts
     learning_rate: float  # the peak
@@ -36,7 +36,7 @@ class TrainingConfig:
     weight_decay: float
     max_grad_norm: float
     max_steps: int | None  # an upper bound, whatever n_epochs asks for
-    max_seq_length: int  # tokens, the special ones included; no more than the encoder reads
+    max_seq_length: int | None  # tokens, the special ones included; no more than the encoder reads; None for vectors
     seed: int
 
     @classmethod
