@@ -100,7 +100,7 @@ class VectorAdapter(nn.Module):
         return next(self.parameters()).device
 
     def forward(self, rows: Rows) -> Tensor:
-        """n vectors to (n, D) float32, not yet of length 1. A vector of zeros stays one. No rows have a gradient too."""
+        """n vectors to (n, D) float32, not yet of length 1. Zeros stay zeros. No rows have a gradient too."""
         given = rows if isinstance(rows, np.ndarray) else np.reshape(rows, (len(rows), self.dimension))
         x = torch.from_numpy(np.ascontiguousarray(given, dtype=np.float32)).to(self.device)
         # By the largest number first: the square of 1e30 is beyond float32, and that of 1e-30 is 0 in it.

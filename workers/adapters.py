@@ -1,4 +1,4 @@
-"""What jobs on files of vectors need before their training: a stand-in for the tokenizer, and what the adapter is to be.
+"""What a job on vectors needs before its training: a stand-in for the tokenizer, and what the adapter is to be.
 
 Nothing here imports torch: the worker that prepares files has none.
 """
