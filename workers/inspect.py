@@ -151,16 +151,17 @@ def _estimate(found: Inspection, model: str, base_models_dir: Path | None) -> Es
     plan, examples = found.report.training, found.profile.examples
     if plan is None or not found.report.verdict.usable:
         return "There is nothing to train."
-    if not examples:
-        return "It is measured for texts only."
     if find_spec("torch") is None:
         return "PyTorch is not installed here."
-    try:
-        folder = registry.locate(model, base_models_dir)
-    except EncoderError as error:
-        return str(error)
-    texts = [text for row in examples for text in row]
-    measured = _probe({"folder": str(folder), "texts": texts, "texts_per_step": plan.texts_per_step})
+    if found.report.vectors is not None:
+        asked: dict[str, Any] = {"dimension": found.report.vectors.dimension}
+    else:
+        try:
+            folder = registry.locate(model, base_models_dir)
+        except EncoderError as error:
+            return str(error)
+        asked = {"folder": str(folder), "texts": [text for row in examples for text in row]}
+    measured = _probe({**asked, "texts_per_step": plan.texts_per_step})
     if isinstance(measured, str):
         return measured
     return Estimate(

@@ -81,7 +81,7 @@ async def embed(engine: InferenceEngine, model: NamedModel, inputs: Sequence[Giv
 def _text(given: Given, name: str, model: NamedModel) -> str:
     if isinstance(given, str):
         return given
-    if all(type(number) is int for number in given):
+    if all(number >= 0 and float(number).is_integer() for number in given):
         message = "holds token ids; encoders here have their own tokenizers, so send the texts themselves."
         raise LikenessError("token_input_unsupported", f"`{name}` {message}", param=name.partition(".")[0])
     raise LikenessError("wrong_input", f"`{name}` is a vector, and {model.name} reads texts. Send texts.", param=name)
