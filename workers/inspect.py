@@ -24,6 +24,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from api_schemas.defaults import MODEL
 from api_schemas.files import DataFormat
+from api_schemas.inputs import wrong_file
 from api_schemas.reports import Estimate, Report
 from encoders import registry
 from encoders.errors import EncoderError, UnknownModelError
@@ -99,6 +100,11 @@ def _report(asked: argparse.Namespace) -> Report:
         raise NoAnswerError(f"{error.errors()[0]['loc'][-1]}: {error.errors()[0]['msg']}.") from error
     except OSError as error:
         raise NoAnswerError(f"{error.strerror or error}: {error.filename or asked.file}") from error
+    data_format = found.report.format
+    if setting.max_seq_length is None and data_format is not None:
+        wrong = wrong_file(asked.model, "vectors", data_format)
+        if wrong is not None:
+            raise NoAnswerError(wrong)
     if asked.no_probe:
         return with_estimate(found.report, "--no-probe was given.")
     return with_estimate(found.report, _estimate(found, asked.model, models))

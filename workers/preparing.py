@@ -103,7 +103,7 @@ class _Preparation:
         prepared = {file_id: self._prepared(files, file_id, limit) for file_id in self._file_ids()}
         training = prepared[self._job.training_file]
         method = self._resolved(training)
-        if training.vectors is not None:
+        if self._job.reads == "vectors":
             method = with_form(method, folder, training)
         for each in prepared.values():
             self._check(each, method)

@@ -158,18 +158,12 @@ def test_a_tuned_adapter_can_be_tuned_further(shared: Installation, trained: Any
     assert job.method.contrastive["model"]["adapter"] == "linear"
 
 
-@pytest.mark.parametrize("view", ["noise", "masking"])
-@pytest.mark.parametrize("rows", [pair_rows(1, 40), labelled_rows(1, 20)], ids=["pairs", "labelled"])
-def test_every_view_of_vectors_trains(shared: Installation, rows: list[dict[str, Any]], view: str) -> None:
-    plain, changed = (
-        shared.train(create(shared, rows, contrastive={"data": {"view": name}})) for name in ("dropout", view)
-    )
-    assert changed.status == "succeeded", changed.error
-    losses = [
-        shared.request("GET", f"/v1/fine_tuning/jobs/{job.id}/metrics").json()["data"][0]["loss"]
-        for job in (plain, changed)
-    ]
-    assert losses[0] != losses[1]
+@pytest.mark.parametrize(
+    ("view", "rows"), [("noise", pair_rows(1, 40)), ("masking", labelled_rows(1, 20))], ids=["noise", "masking"]
+)
+def test_a_view_of_vectors_trains(shared: Installation, rows: list[dict[str, Any]], view: str) -> None:
+    job = shared.train(create(shared, rows, contrastive={"data": {"view": view}}))
+    assert job.status == "succeeded", job.error
 
 
 # --- what doesn't go together, refused before it is queued ---
@@ -249,7 +243,7 @@ def test_a_file_that_only_columns_explain_fails_in_preparation(
     ("rows", "contrastive", "words"),
     [
         pytest.param([{"vector": [n, 1.0], "label": n % 4} for n in range(20)], {}, "24 dimensions", id="dimension"),
-        pytest.param(pair_rows(1, 20), {"model": {"adapter": "mlp"}}, "it is 'linear'|is 'linear'", id="form"),
+        pytest.param(pair_rows(1, 20), {"model": {"adapter": "mlp"}}, "is 'linear'", id="form"),
     ],
 )
 def test_what_does_not_fit_a_tuned_adapter_fails_before_it_is_queued(
@@ -257,7 +251,7 @@ def test_what_does_not_fit_a_tuned_adapter_fails_before_it_is_queued(
 ) -> None:
     job = create(shared, rows, model=trained.fine_tuned_model, contrastive=contrastive)
     assert (job.status, job.attempt, job.error.code) == ("failed", 0, "invalid_value")
-    assert any(word in job.error.message for word in words.split("|"))
+    assert words in job.error.message
 
 
 def test_a_validation_file_of_another_dimension_fails_before_it_is_queued(shared: Installation) -> None:
