@@ -1,4 +1,4 @@
-"""Embeddings: texts in, unit vectors out."""
+"""Embeddings: texts, or vectors for an adapter, in; unit vectors out."""
 
 from typing import Annotated, Any, Literal
 
@@ -27,18 +27,23 @@ def _text(value: Any, name: str) -> str:
     return value
 
 
+def _refuse_too_many(value: list[Any], name: str, noun: str) -> None:
+    """Raise PydanticCustomError for more inputs than fit one request."""
+    if len(value) > MAX_INPUTS:
+        raise PydanticCustomError(
+            "too_many_inputs",
+            "{name} holds {count} {noun}; at most {most} fit one request. Send several requests",
+            {"name": name, "count": len(value), "noun": noun, "most": MAX_INPUTS},
+        )
+
+
 def _texts(value: Any, name: str) -> list[str]:
     if not isinstance(value, list):
         kinds = "a string or a list of strings" if name == "input" else "a list of strings"
         raise PydanticCustomError("invalid_type", "{name} must be {kinds}", {"name": name, "kinds": kinds})
     if not value:
         raise PydanticCustomError("empty_input", "{name} is an empty list; send at least one text", {"name": name})
-    if len(value) > MAX_INPUTS:
-        raise PydanticCustomError(
-            "too_many_inputs",
-            "{name} holds {count} texts; at most {most} fit one request. Send several requests",
-            {"name": name, "count": len(value), "most": MAX_INPUTS},
-        )
+    _refuse_too_many(value, name, "texts")
     if isinstance(value[0], int | list):
         raise PydanticCustomError(
             "token_input_unsupported",
@@ -48,8 +53,29 @@ def _texts(value: Any, name: str) -> list[str]:
     return [_text(item, f"{name}.{index}") for index, item in enumerate(value)]
 
 
-def _text_or_texts(value: Any) -> list[str]:
-    return [_text(value, "input")] if isinstance(value, str) else _texts(value, "input")
+def _inputs(value: Any) -> list[str] | list[list[float]]:
+    if isinstance(value, str):
+        return [_text(value, "input")]
+    first = value[0] if isinstance(value, list) and value else None
+    if _is_number(first):
+        return [_vector(value, "input")]
+    if not isinstance(first, list):
+        return _texts(value, "input")
+    _refuse_too_many(value, "input", "vectors")
+    return [_vector(item, f"input.{index}") for index, item in enumerate(value)]
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _vector(value: Any, name: str) -> list[float]:
+    """Numbers, such as strict JSON has them; whether a model takes them, its dimension decides."""
+    if not isinstance(value, list) or not value or not set(map(type, value)) <= {int, float}:
+        raise PydanticCustomError(
+            "invalid_type", "{name} must be a vector, which is a list of numbers, as the first is", {"name": name}
+        )
+    return value
 
 
 Text = Annotated[str, BeforeValidator(lambda value: _text(value, "the text"))]
@@ -58,19 +84,19 @@ Texts = Annotated[
     BeforeValidator(lambda value: _texts(value, "the list")),
     Field(min_length=1, max_length=MAX_INPUTS),
 ]
-#: What `input` takes: one text or a list of them; always a list once parsed.
+#: What `input` takes: one text or vector, or a list of them; always a list once parsed.
 EmbeddingInput = Annotated[
-    list[str],
-    BeforeValidator(_text_or_texts, json_schema_input_type=str | list[str]),
+    list[str] | list[list[float]],
+    BeforeValidator(_inputs, json_schema_input_type=str | list[str] | list[float] | list[list[float]]),
     Field(min_length=1, max_length=MAX_INPUTS),
 ]
 
 
 class EmbeddingRequest(RequestModel):
-    """Texts to embed with a model."""
+    """Texts to embed with a model, or vectors to take through an adapter."""
 
     model: str = Field(description="A base model's name or a tuned model's id.")
-    input: EmbeddingInput = Field(description=f"One text, or up to {MAX_INPUTS}.")
+    input: EmbeddingInput = Field(description=f"One text, or up to {MAX_INPUTS}; for an adapter, vectors.")
     encoding_format: Literal["float", "base64"] = Field(
         default="float", description="base64: little-endian float32, a quarter of the bytes."
     )

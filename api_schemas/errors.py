@@ -49,6 +49,9 @@ ERROR_CODES: dict[str, ErrorKind] = {
     "input_too_long": ErrorKind(400, _REQUEST, "A text is longer than one request may hold."),
     "empty_input": ErrorKind(400, _REQUEST, "There is nothing to embed."),
     "token_input_unsupported": ErrorKind(400, _REQUEST, "Token arrays are not accepted; send the texts."),
+    "wrong_input": ErrorKind(400, _REQUEST, "The model reads texts and vectors came, or the other way round."),
+    "dimension_mismatch": ErrorKind(400, _REQUEST, "A vector has another dimension than the model's or the rest."),
+    "zero_vector": ErrorKind(400, _REQUEST, "A vector is all zeros and has no direction."),
     "invalid_cursor": ErrorKind(400, _REQUEST, "`after` names nothing in this list."),
     # Who and what
     "invalid_api_key": ErrorKind(401, "authentication_error", "No valid API key was sent."),

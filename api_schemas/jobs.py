@@ -76,8 +76,9 @@ class ContrastiveHyperparameters(RequestModel):
     max_steps: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="Stop after so many steps, whatever n_epochs says."
     )
-    max_seq_length: Annotated[int, Field(ge=3, le=8192)] | Auto = Field(
-        default="auto", description="Cut texts to so many tokens in training; auto: what the encoder reads."
+    max_seq_length: Annotated[int, Field(ge=3, le=8192)] | Auto | None = Field(
+        default="auto",
+        description="Cut texts to so many tokens in training; auto: what the encoder reads. null for vectors.",
     )
 
 
@@ -90,10 +91,11 @@ class DataOptions(RequestModel):
         max_length=8,
         description='Which field plays which role, such as {"anchor": "title", "positive": "body"}.',
     )
-    view: Literal["dropout", "deletion", "span"] = Field(
+    view: Literal["dropout", "deletion", "span", "noise", "masking"] = Field(
         default="dropout",
-        description="Plain texts only: what makes the two versions of a text differ. dropout: the encoder's own; "
-        "deletion: words left out; span: a run of words kept.",
+        description="Plain texts: what makes the two versions of a text differ. dropout: the encoder's own; "
+        "deletion: words left out; span: a run of words kept. Vectors: what is done to each, every time anew. dropout: "
+        "nothing; noise: a tenth of Gaussian noise is added; masking: a tenth of its numbers become 0.",
     )
     additional_training_files: Annotated[list[str], Field(max_length=15)] = Field(
         default_factory=list,
@@ -145,10 +147,21 @@ class DataOptions(RequestModel):
         return self.format == "auto" and not self.columns and self.corpus is None
 
 
+class ModelOptions(RequestModel):
+    """What is trained of the model, or beside it."""
+
+    adapter: Literal["linear", "mlp"] | None = Field(
+        default=None,
+        description="For files of vectors: what the adapter may do to them. linear: a matrix; mlp: a layer of neurons "
+        "beside them. null: linear, or what a tuned adapter is already. Not for models that read texts.",
+    )
+
+
 class Contrastive(RequestModel):
     """Contrastive fine-tuning: pull what is alike together, push the rest apart."""
 
     data: DataOptions = Field(default_factory=DataOptions)
+    model: ModelOptions = Field(default_factory=ModelOptions)
     loss: ContrastiveLoss = Field(default_factory=ContrastiveLoss)
     hyperparameters: ContrastiveHyperparameters = Field(default_factory=ContrastiveHyperparameters)
 

@@ -64,12 +64,12 @@ def save(encoder: TextEncoder, folder: Path, *, base_folder: Path, extra_readme:
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise UnsafeFolderError(f"{folder} holds files already; a model is written to a folder of its own.")
-    _write_weights(weights, folder / WEIGHTS)
+    write_weights(weights, folder / WEIGHTS)
     _write_configs(encoder, folder, base_folder)
     _write_tokenizer(folder, base_folder)
     readme = _README.format(max_seq_length=encoder.max_seq_length, dimension=encoder.dimension)
     (folder / "README.md").write_text(readme + (f"\n{extra_readme}\n" if extra_readme else ""), encoding="utf-8")
-    _flush(folder)
+    flush(folder)
 
 
 def _weights(encoder: TextEncoder, base_folder: Path) -> dict[str, Tensor]:
@@ -85,7 +85,8 @@ def _weights(encoder: TextEncoder, base_folder: Path) -> dict[str, Tensor]:
         return weights | {name: file.get_tensor(name).clone() for name in unused}
 
 
-def _write_weights(weights: dict[str, Tensor], path: Path) -> None:
+def write_weights(weights: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file that everybody may read. Raises OSError."""
     try:
         save_file(weights, path, metadata={"format": "pt"})
     except SafetensorError as error:
@@ -128,8 +129,8 @@ def _write_json(content: Any, path: Path) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _flush(folder: Path) -> None:
-    """Files first, then the folders that name them."""
+def flush(folder: Path) -> None:
+    """Force a folder to the disk: files first, then the folders that name them."""
     paths = sorted(folder.rglob("*"), key=Path.is_dir)
     for path in [*paths, folder]:
         descriptor = os.open(path, os.O_RDONLY)

@@ -100,16 +100,17 @@ def check_folder(folder: Path) -> None:
     read_json(folder, TOKENIZER)
     _check_modules(read_json(folder, "modules.json"))
     _check_config(read_json(folder, "config.json"))
-    _check_weights(folder / WEIGHTS)
+    check_weights(folder / WEIGHTS)
 
 
-def read_json(folder: Path, name: str) -> Any:
-    """Parse one of the folder's known JSON files, within its size limit; raises UnsafeFolderError."""
+def read_json(folder: Path, name: str, *, limit: int | None = None) -> Any:
+    """Parse one of the folder's JSON files, of `limit` bytes, by default its own; raises UnsafeFolderError."""
     path = folder / name
+    limit = _JSON_LIMITS[name] if limit is None else limit
     try:
         size = path.stat().st_size
-        if size > _JSON_LIMITS[name]:
-            raise UnsafeFolderError(f"{name} is {size} bytes; at most {_JSON_LIMITS[name]} are read.")
+        if size > limit:
+            raise UnsafeFolderError(f"{name} is {size} bytes; at most {limit} are read.")
         return json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise UnsafeFolderError(f"{name} is missing from {folder}; copy it from the model's source.") from error
@@ -165,15 +166,16 @@ def _check_names(folder: Path) -> None:
     for parent, folders, files in os.walk(folder):
         inside = PurePosixPath(Path(parent).relative_to(folder).as_posix())
         for name in folders:
-            _check_entry(folder, inside / name, _FOLDERS)
+            check_entry(folder, inside / name, _FOLDERS)
         for name in files:
-            _check_entry(folder, inside / name, _JSON_LIMITS.keys() | _OTHER_FILES)
+            check_entry(folder, inside / name, _JSON_LIMITS.keys() | _OTHER_FILES)
     for needed in _NEEDED:
         if not (folder / needed).is_file():
             raise UnsafeFolderError(f"{needed} is missing from {folder}; copy it from the model's source.")
 
 
-def _check_entry(folder: Path, name: PurePosixPath, allowed: set[str]) -> None:
+def check_entry(folder: Path, name: PurePosixPath, allowed: set[str]) -> None:
+    """Refuse what is a link, or not one of the `allowed` names. Raises UnsafeFolderError."""
     path = folder / name
     if path.is_symlink():
         raise UnsafeFolderError(f"{name} is a link; put the file itself in its place.")
@@ -222,7 +224,7 @@ def _check_config(config: Any) -> None:
         )
 
 
-def _check_weights(path: Path) -> None:
+def check_weights(path: Path) -> None:
     """Read the safetensors header ourselves: its length, the kinds of numbers, and where they lie."""
     size = path.stat().st_size
     with path.open("rb") as file:

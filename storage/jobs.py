@@ -16,7 +16,9 @@ from sqlalchemy.orm import Session
 
 from api_schemas.defaults import resolve
 from api_schemas.errors import LikenessError
+from api_schemas.inputs import wrong_file
 from api_schemas.jobs import ENDED, JobCreate, Method, OpenAIHyperparameters
+from api_schemas.models import Reads
 from storage import job_files, job_refusals, models, queue
 from storage.ids import new_id
 from storage.pages import Order, page
@@ -40,11 +42,17 @@ class StaleAttempt(Exception):  # noqa: N818 — it is a state of affairs, not s
 
 
 def create(
-    session: Session, request: JobCreate, training: File, validation: File | None, *, max_seq_length: int
+    session: Session,
+    request: JobCreate,
+    training: File,
+    validation: File | None,
+    *,
+    max_seq_length: int | None,
+    reads: Reads = "texts",
 ) -> Job:
     """A new job, queued if its files are validated, else waiting for them.
 
-    `max_seq_length` is what the base model reads, in tokens.
+    `max_seq_length` is how many tokens of a text the base model reads, None if it `reads` vectors.
     """
     openai = request.hyperparameters
     named = job_files.named(request).values()
@@ -66,6 +74,7 @@ def create(
         seed=request.seed or 0,
         suffix=request.suffix,
         job_metadata=request.metadata,
+        reads=reads,
         max_seq_length=max_seq_length,
     )
     session.add(row)
@@ -283,7 +292,7 @@ def succeed(
     base_model: str,
     weights_sha256: str,
     dimension: int,
-    max_seq_length: int,
+    max_seq_length: int | None,
     trained_tokens: int,
 ) -> Model:
     """End the attempt well: the model's row and the job's end are one commit. Raises StaleAttempt."""
@@ -381,6 +390,10 @@ def _reason_against(row: Job, files: Sequence[File]) -> tuple[str, str] | None:
     """A code and a sentence, if the reports on the files say that they can't be trained on together."""
     by_id = {file.id: file for file in files}
     read = {param: by_id[file_id] for param, file_id in job_files.named(row).items()}
+    for file in read.values():
+        wrong = wrong_file(row.model, row.reads, file.format) if file.format else None
+        if wrong is not None:
+            return "invalid_value", f"{file.filename}: {wrong}"
     openai = OpenAIHyperparameters(**row.openai_hyperparameters) if row.openai_hyperparameters else None
     method = resolve(
         Method(**row.method), openai, rows=job_files.training_rows(read), max_seq_length=row.max_seq_length

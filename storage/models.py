@@ -19,7 +19,7 @@ def artifact_name(job: Job) -> str:
 
 
 def add(
-    session: Session, job: Job, *, base_model: str, weights_sha256: str, dimension: int, max_seq_length: int
+    session: Session, job: Job, *, base_model: str, weights_sha256: str, dimension: int, max_seq_length: int | None
 ) -> Model:
     """Register the published model of a job, in the commit that ends the job."""
     row = Model(
@@ -30,6 +30,7 @@ def add(
         training_file=job.training_file,
         artifact=artifact_name(job),
         weights_sha256=weights_sha256,
+        reads=job.reads,
         dimension=dimension,
         max_seq_length=max_seq_length,
     )

@@ -18,6 +18,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from api_schemas.models import Reads
+
 # The clock is PostgreSQL's, everywhere: processes on several machines disagree about the time.
 _NOW = func.clock_timestamp()
 
@@ -144,7 +146,9 @@ class Job(TeamOwned, Base):
     training_file: Mapped[str] = mapped_column(ForeignKey("files.id"))
     validation_file: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
     method: Mapped[dict[str, Any]]
-    max_seq_length: Mapped[int]
+    # Of the model it starts from: `texts` or `vectors`, and for texts how many tokens of each.
+    reads: Mapped[Reads] = mapped_column(Text, server_default="texts")
+    max_seq_length: Mapped[int | None]
     openai_hyperparameters: Mapped[dict[str, Any] | None]
     seed: Mapped[int] = mapped_column(BigInteger)
     suffix: Mapped[str | None]
@@ -207,8 +211,9 @@ class Model(TeamOwned, Base):
     training_file: Mapped[str]
     artifact: Mapped[str]
     weights_sha256: Mapped[str]
+    reads: Mapped[Reads] = mapped_column(Text, server_default="texts")
     dimension: Mapped[int]
-    max_seq_length: Mapped[int]
+    max_seq_length: Mapped[int | None]
     created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
     deleted_at: Mapped[datetime | None]
 

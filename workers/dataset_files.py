@@ -18,6 +18,7 @@ from storage import files
 from storage.artifacts import ArtifactStore, sha256
 from storage.database import Database
 from storage.settings import StorageSettings
+from workers.adapters import NoTokenizer
 from workers.data import beir, validation
 from workers.data.derived import cache_key, cached
 from workers.data.formats import ReadOptions
@@ -39,7 +40,11 @@ class DatasetFiles:
     """Finds, checks and prepares the files of jobs, for one tokenizer."""
 
     def __init__(
-        self, settings: StorageSettings, database: Database, tokenizer: TextTokenizer, options: DataOptions
+        self,
+        settings: StorageSettings,
+        database: Database,
+        tokenizer: TextTokenizer | NoTokenizer,
+        options: DataOptions,
     ) -> None:
         self._derived = settings.derived_dir
         self._artifacts = ArtifactStore(settings.artifacts_dir)

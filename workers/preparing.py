@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from api_schemas.defaults import resolve
 from api_schemas.errors import LikenessError
+from api_schemas.inputs import wrong_file
 from api_schemas.jobs import Method, OpenAIHyperparameters
 from encoders import registry
 from encoders.errors import EncoderError
@@ -26,6 +27,7 @@ from storage.artifacts import DISK_FULL, ArtifactStore
 from storage.database import Database
 from storage.settings import StorageSettings
 from storage.tables import Job
+from workers.adapters import NoTokenizer, WrongAdapterError, check_dimension, dimension_of, tokenizer_of, with_form
 from workers.data import validation
 from workers.data.overlap import MOST_OF_IT, rows_in_training
 from workers.data.preparation import NoRowsError, PreparationStopped
@@ -71,7 +73,7 @@ def prepare(settings: StorageSettings, database: Database, job_id: str, stop: th
         _fail(database, job_id, refusal.code, str(refusal))
     except (validation.DatasetError, NoRowsError) as refusal:
         _fail(database, job_id, "file_invalid", str(refusal))
-    except NoBatchError as refusal:
+    except (NoBatchError, WrongAdapterError) as refusal:
         _fail(database, job_id, "invalid_value", str(refusal))
     except EncoderError as error:
         _fail(database, job_id, "weights_unavailable", str(error))
@@ -128,33 +130,40 @@ class _Preparation:
 
     def run(self) -> Method:
         """Raises what `prepare` knows."""
-        tokenizer = TextTokenizer.of_folder(self._folder())
+        folder = self._folder()
+        tokenizer = tokenizer_of(self._job, folder)
         files = self._dataset_files(tokenizer)
         asked = self._method.contrastive.hyperparameters.max_seq_length
-        limit = tokenizer.max_seq_length if asked == "auto" else min(asked, tokenizer.max_seq_length)
+        limit = min(asked, tokenizer.max_seq_length) if isinstance(asked, int) else tokenizer.max_seq_length
         training = [self._prepared(files, file_id, limit) for file_id in job_files.training_ids(self._job)]
         held_out = self._job.validation_file
         validation = [self._prepared(files, held_out, limit)] if held_out else []
-        method = self._resolved(training, tokenizer)
+        method = self._resolved(training)
         self._check_mixture(training)
+        if self._job.reads == "vectors":
+            method = with_form(method, folder, training[0])
         for each in [*training, *validation]:
             self._check(each, method)
         for each in validation:
+            if training[0].vectors is not None:
+                check_dimension(dimension_of(training[0]), each, "The training file")
             self._check_overlap(training, each)
         return method
 
-    def _dataset_files(self, tokenizer: TextTokenizer) -> DatasetFiles:
+    def _dataset_files(self, tokenizer: TextTokenizer | NoTokenizer) -> DatasetFiles:
         try:
             return DatasetFiles(self._settings, self._database, tokenizer, self._method.contrastive.data)
         except ValueError as error:
             raise NotTrainableError("invalid_value", f"`method.contrastive.data`: {error}") from error
 
-    def _folder(self) -> Path:
-        """Where the job's base model lies; only its tokenizer is read here."""
+    def _folder(self) -> Path | None:
+        """Where the job's base model lies, of which only tokenizer or shape are read here; None for a new adapter."""
         with self._database.session(self._job.team_id) as session:
             tuned = models.find(session, self._job.model)
         if tuned is not None:
             return ArtifactStore(self._settings.artifacts_dir).model(tuned.artifact)
+        if self._job.model == registry.ADAPTER:
+            return None
         return registry.locate(self._job.model, self._settings.base_models_dir)
 
     def _prepared(self, files: DatasetFiles, file_id: str, limit: int) -> Prepared:
@@ -176,10 +185,10 @@ class _Preparation:
         if not report.usable:
             raise NotTrainableError("file_invalid", f"{stored.filename}: {report.summary}")
 
-    def _resolved(self, training: Sequence[Prepared], tokenizer: TextTokenizer) -> Method:
+    def _resolved(self, training: Sequence[Prepared]) -> Method:
         older = self._job.openai_hyperparameters
         openai = OpenAIHyperparameters(**older) if older else None
-        return resolve(self._method, openai, rows=sum(map(len, training)), max_seq_length=tokenizer.max_seq_length)
+        return resolve(self._method, openai, rows=sum(map(len, training)), max_seq_length=self._job.max_seq_length)
 
     def _check_mixture(self, training: Sequence[Prepared]) -> None:
         """Raises NotTrainableError if one encoder can't read all of the files."""
@@ -193,8 +202,9 @@ class _Preparation:
 
     def _check(self, data: Prepared, method: Method) -> None:
         """Raises NotTrainableError or NoBatchError if no step can be taken on the data."""
-        if data.vectors is not None:
-            raise NotTrainableError("invalid_value", "The file holds vectors, and the model reads texts.")
+        wrong = wrong_file(self._job.model, self._job.reads, data.format)
+        if wrong is not None:
+            raise NotTrainableError("invalid_value", wrong)
         if method.contrastive.loss.symmetric is not None and data.format not in _DIRECTED:
             raise NotTrainableError(
                 "invalid_value",

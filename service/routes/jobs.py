@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 
 from api_schemas.defaults import SMALLEST_BATCH, openai_view, resolve
 from api_schemas.errors import ErrorDetail, LikenessError
+from api_schemas.inputs import wrong_file, wrong_option
 from api_schemas.jobs import (
     ENDED,
     Job,
@@ -28,7 +29,7 @@ from api_schemas.jobs import (
 from api_schemas.pages import Page
 from service.errors import BACKEND_AWAY
 from service.keys import Caller, CallerDep
-from service.model_names import find_model
+from service.model_names import NamedModel, find_model
 from service.routes.paging import After, Limit, page_of
 from service.state import ServiceState, StateDep
 from service.strict_route import StrictRoute
@@ -57,10 +58,17 @@ def create_job(request: JobCreate, caller: CallerDep, state: StateDep) -> Job:
         read = {param: files.get(session, file_id, param=param) for param, file_id in job_files.named(request).items()}
         for param, file in read.items():
             _check_usable(request, file, param)
+        _check_model(request, model, read)
         _check_batch_size(request, job_files.with_rows(read).values())
         _check_files(request, read, model.max_seq_length)
-        training, validation = read["training_file"], read.get("validation_file")
-        created = jobs.create(session, request, training, validation, max_seq_length=model.max_seq_length)
+        created = jobs.create(
+            session,
+            request,
+            read["training_file"],
+            read.get("validation_file"),
+            max_seq_length=model.max_seq_length,
+            reads=model.reads,
+        )
         answer = _wire(created)
     queue.dispatch_soon(state.database, state.redis)
     return answer
@@ -150,6 +158,22 @@ def _check_usable(request: JobCreate, file: tables.File, param: str) -> None:
         raise LikenessError("file_invalid", f"File {file.id} can't be used: {file.status_details}", param=param)
 
 
+def _check_model(request: JobCreate, model: NamedModel, read: Mapping[str, tables.File]) -> None:
+    """Refuse what the model doesn't read."""
+    option = wrong_option(request.method.contrastive, model.reads)
+    if option is not None:
+        param = f"method.contrastive.{option[0]}"
+        raise LikenessError("invalid_value", f"`{param}` {option[1]}", param=param)
+    data = request.method.contrastive.data
+    formats = {name: file.format for name, file in read.items()} if data.as_uploaded else {}
+    if data.format != "auto":
+        formats["method.contrastive.data.format"] = data.format
+    for param, data_format in formats.items():
+        wrong = wrong_file(model.name, model.reads, data_format) if data_format else None
+        if wrong is not None:
+            raise LikenessError("invalid_value", wrong, param=param)
+
+
 def _check_batch_size(request: JobCreate, files: Iterable[tables.File]) -> None:
     """Refuse a batch in which labelled texts can't have a positive and a negative at once."""
     asked = (
@@ -158,15 +182,15 @@ def _check_batch_size(request: JobCreate, files: Iterable[tables.File]) -> None:
     )
     # The first that isn't `auto` is the one that counts.
     param, batch_size = next(((name, size) for name, size in asked if size != "auto"), ("", SMALLEST_BATCH))
-    if batch_size < SMALLEST_BATCH and any(file.format == "labels" for file in files):
+    if batch_size < SMALLEST_BATCH and any(file.format in ("labels", "vectors") for file in files):
         raise LikenessError(
             "out_of_range",
-            f"`{param}` must be at least {SMALLEST_BATCH} for labelled texts: two labels of two texts each.",
+            f"`{param}` must be at least {SMALLEST_BATCH} for rows with labels: two labels of two rows each.",
             param=param,
         )
 
 
-def _check_files(request: JobCreate, read: Mapping[str, tables.File], max_seq_length: int) -> None:
+def _check_files(request: JobCreate, read: Mapping[str, tables.File], max_seq_length: int | None) -> None:
     """Refuse files that can't be used together, or not in batches as they would be."""
     rows = job_files.training_rows(read)
     method = resolve(request.method, request.hyperparameters, rows=rows, max_seq_length=max_seq_length).contrastive

@@ -102,6 +102,8 @@ def inspect(
 def tokens_of(model: str, base_models_dir: Path | None) -> Measure | str:
     """How to count a base model's tokens, or why that can't be done here. Raises UnknownModelError."""
     limit = max_seq_length_of(model, base_models_dir)
+    if limit is None:
+        return f"{model} reads vectors, which have no tokens."
     try:
         # Here and not above: a worker that only validates files may have no tokenizers.
         from encoders.tokenizer import TextTokenizer
@@ -114,11 +116,11 @@ def tokens_of(model: str, base_models_dir: Path | None) -> Measure | str:
     return Measure(model, tokenizer, limit)
 
 
-def max_seq_length_of(model: str, base_models_dir: Path | None) -> int:
-    """How many tokens of a text a base model reads. Raises UnknownModelError."""
+def max_seq_length_of(model: str, base_models_dir: Path | None) -> int | None:
+    """How many tokens of a text a base model reads; None if it reads vectors. Raises UnknownModelError."""
     models = registry.available(base_models_dir)
     if model not in models:
-        registry.locate(model, base_models_dir)
+        registry.locate(model, base_models_dir)  # which says what there is
     return models[model].max_seq_length
 
 

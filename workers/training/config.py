@@ -28,7 +28,7 @@ class TrainingConfig:
     """Hyperparameters of one run. Ranges are those of `api_schemas.jobs`, checked there."""
 
     loss: LossConfig
-    view: Literal["dropout", "deletion", "span"] = "dropout"  # of plain texts
+    view: Literal["dropout", "deletion", "span", "noise", "masking"] = "dropout"  # of plain texts, or of vectors
     mixing_temperature: float = 1.0  # of several datasets
     bucket_by_length: bool = False
     n_epochs: int
@@ -38,7 +38,7 @@ class TrainingConfig:
     weight_decay: float
     max_grad_norm: float
     max_steps: int | None  # an upper bound, whatever n_epochs asks for
-    max_seq_length: int  # tokens, the special ones included; no more than the encoder reads
+    max_seq_length: int | None  # tokens, the special ones included; no more than the encoder reads; None for vectors
     seed: int
 
     @classmethod

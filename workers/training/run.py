@@ -9,14 +9,13 @@ import sys
 from pathlib import Path
 
 import structlog
-import torch
 from sqlalchemy.exc import OperationalError
 
 from api_schemas.errors import LikenessError
 from api_schemas.jobs import Method
-from encoders import export, registry
+from encoders import registry
 from encoders.errors import EncoderError
-from encoders.text import TextEncoder
+from encoders.loading import AnyEncoder
 from storage import files as stored_files
 from storage import job_files, jobs, models
 from storage.artifacts import ArtifactStore, sha256
@@ -25,12 +24,13 @@ from storage.logs import configure_logging
 from storage.settings import StorageSettings
 from storage.tables import Job
 from workers import exit_codes
+from workers.adapters import tokenizer_of
 from workers.data import validation
 from workers.data.preparation import NoRowsError, PreparationStopped
 from workers.data.prepared import Prepared
 from workers.dataset_files import DatasetFiles
 from workers.patience import patiently
-from workers.training import evaluation, mixing
+from workers.training import evaluation, mixing, starting
 from workers.training.batch_loss import yardstick
 from workers.training.batches import NoBatchError
 from workers.training.config import TrainingConfig
@@ -123,12 +123,14 @@ class _Run:
         """Load, train, save, publish. Raises what `_with_known_ends` knows."""
         job = self._job()
         base_model, folder = self._base(job)
-        encoder = TextEncoder.load(folder, device="cuda" if torch.cuda.is_available() else "cpu")
         method = Method(**job.method).contrastive
         config = TrainingConfig.from_method(method, seed=job.seed)
-        files = DatasetFiles(self._settings, self._database, encoder.tokenizer, method.data)
-        training = [self._prepared(files, file_id, encoder, config) for file_id in job_files.training_ids(job)]
-        validation = self._prepared(files, job.validation_file, encoder, config) if job.validation_file else None
+        tokenizer = tokenizer_of(job, folder)
+        limit = min(config.max_seq_length or 0, tokenizer.max_seq_length)
+        files = DatasetFiles(self._settings, self._database, tokenizer, method.data)
+        training = [self._prepared(files, file_id, limit) for file_id in job_files.training_ids(job)]
+        validation = self._prepared(files, job.validation_file, limit) if job.validation_file else None
+        encoder = starting.encoder_of(job, method, folder, training[0])
         trainer = Trainer(encoder, training, config)
         for notice in [*self._shares(job, trainer), *trainer.batches.notices]:
             self._recorder.say(notice)
@@ -156,23 +158,25 @@ class _Run:
 
         return patiently(read)
 
-    def _base(self, job: Job) -> tuple[str, Path]:
-        """The base encoder's name and the verified folder of what training starts from."""
+    def _base(self, job: Job) -> tuple[str, Path | None]:
+        """The base encoder's name and the verified folder of what training starts from, if it is there already."""
         with self._database.session(job.team_id) as session:
             tuned = models.find(session, job.model)
         if tuned is not None:
             return tuned.base_model, self._artifacts.verify_model(tuned.artifact)
+        if job.model == registry.ADAPTER:
+            return job.model, None
         folder = registry.locate(job.model, self._settings.base_models_dir)
         promised = registry.available(self._settings.base_models_dir)[job.model].weights_sha256
         if promised is not None:
             registry.verify_weights(folder, promised)
         return job.model, folder
 
-    def _prepared(self, files: DatasetFiles, file_id: str, encoder: TextEncoder, config: TrainingConfig) -> Prepared:
-        limit = min(config.max_seq_length, encoder.max_seq_length)
+    def _prepared(self, files: DatasetFiles, file_id: str, limit: int) -> Prepared:
         data = files.prepared(files.verified(file_id), limit=limit, should_stop=self._stop)
         cut = f"; {data.truncated} of {data.items} texts are cut to {limit} tokens" if data.truncated else ""
-        self._recorder.say(f"Read {len(data)} rows with {data.distinct} different texts{cut}")
+        noun = "texts" if data.vectors is None else "vectors"
+        self._recorder.say(f"Read {len(data)} rows with {data.distinct} different {noun}{cut}")
         return data
 
     def _shares(self, job: Job, trainer: Trainer) -> list[str]:
@@ -191,18 +195,18 @@ class _Run:
         if before is not None and after is not None:
             self._recorder.say(f"Validation loss: {before:.4f} before training, {after:.4f} after")
 
-    def _publish(self, job: Job, encoder: TextEncoder, base_model: str, base_folder: Path, tokens: int) -> None:
+    def _publish(self, job: Job, encoder: AnyEncoder, base_model: str, base_folder: Path | None, tokens: int) -> None:
         """Save the encoder, make its folder visible, and end the job, in this order."""
         name = models.artifact_name(job)
         with self._artifacts.publishing_model(name) as folder:
-            export.save(encoder, folder, base_folder=base_folder)
+            starting.save(encoder, folder, base_folder=base_folder)
         weights = sha256(self._artifacts.model(name) / "model.safetensors")
 
         def write() -> None:
             with self._database.session_across_teams() as session:
                 jobs.succeed(
                     session, self._attempt.job_id, self._attempt.number, base_model=base_model,
-                    weights_sha256=weights, dimension=encoder.dimension, max_seq_length=encoder.max_seq_length,
+                    weights_sha256=weights, dimension=encoder.dimension, max_seq_length=starting.length_read(encoder),
                     trained_tokens=tokens,
                 )  # fmt: skip
 

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from encoders.text import TextEncoder
+from encoders.loading import AnyEncoder
 from workers.data.prepared import Prepared
-from workers.training import tokens, views
 from workers.training.batch_loss import BatchLoss
 from workers.training.batches import Batch
 from workers.training.config import TrainingConfig
+from workers.training.inputs import BatchInputs, Inputs, tokens_in
 from workers.training.losses import LossStatistics, NonFiniteEmbeddingsError
 from workers.training.mixing import Mixture
 
@@ -86,14 +86,14 @@ class Trainer:
 
     def __init__(
         self,
-        encoder: TextEncoder,
+        encoder: AnyEncoder,
         datasets: Sequence[Prepared],
         config: TrainingConfig,
     ) -> None:
         self.encoder = encoder
         self.datasets = datasets
         self.config = config
-        self.view = _view(config, encoder)
+        self.inputs = BatchInputs(config, encoder)
         self.batches = Mixture(
             datasets,
             batch_size=config.batch_size,
@@ -156,15 +156,15 @@ class Trainer:
         learning_rate = self._set_learning_rate()
         torch.manual_seed(_step_seed(self.config.seed, self.step))
         # The encoder packs texts instead of padding them: no need to sort or bucket them by length.
-        ids = self._tokens(batch)
+        inputs = self.inputs(self.datasets[batch.source], batch)
         self.optimizer.zero_grad()  # also of a backward pass that came half way
-        result = self._forward(ids, batch)
+        result = self._forward(inputs, batch)
         result.value.backward()  # type: ignore[no-untyped-call]
         loss, grad_norm = self._clip_gradients(result.value)
         # Fused AdamW takes 16–23 ms for MiniLM's 23 million weights on 2 CPU cores, a plain loop 67–100 ms.
         self.optimizer.step()
         seconds = time.perf_counter() - began
-        count = sum(map(len, ids))
+        count = tokens_in(inputs)
         self.step += 1
         self.position = batch.after
         self.trained_tokens += count
@@ -190,16 +190,9 @@ class Trainer:
             group["lr"] = rate * group["rate_factor"]
         return rate
 
-    def _tokens(self, batch: Batch) -> list[views.Tokens]:
-        data = self.datasets[batch.source]
-        ids = tokens.select(data, batch.items)
-        if data.format != "texts":
-            return ids
-        return views.apply(self.view, ids, batch.items, seed=self.config.seed, epoch=batch.epoch)
-
-    def _forward(self, ids: list[views.Tokens], batch: Batch) -> LossStatistics:
+    def _forward(self, inputs: Inputs, batch: Batch) -> LossStatistics:
         try:
-            result: LossStatistics = self.loss(self.encoder(ids), batch)
+            result: LossStatistics = self.loss(self.encoder(inputs), batch)
             return result
         except NonFiniteEmbeddingsError as error:
             raise self._non_finite("The embeddings are") from error
@@ -259,16 +252,11 @@ def warmup_steps(total_steps: int, warmup_ratio: float) -> int:
     return int(warmup_ratio * total_steps)
 
 
-def _view(config: TrainingConfig, encoder: TextEncoder) -> views.View[views.Tokens]:
-    """What is made of each of the two copies of a text in datasets of plain texts."""
-    if config.view == "dropout":
-        return views.unchanged
-    kind = views.WordDeletion if config.view == "deletion" else views.SpanCrop
-    return kind(continues=encoder.tokenizer.continues())
+def _optimizer(encoder: AnyEncoder, loss: BatchLoss, config: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter 2019) that decays matrices only: biases and LayerNorms have one axis.
 
-
-def _optimizer(encoder: TextEncoder, loss: BatchLoss, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019) that decays matrices only: biases and LayerNorms have one axis."""
+    An adapter's matrices are what it adds to the identity, so it decays towards the vectors as they came.
+    """
     matrices: list[Tensor] = []
     vectors: list[Tensor] = []
     for parameter in encoder.parameters():

@@ -1,0 +1,39 @@
+"""What a job starts from, and what it leaves behind: a text encoder's folder, or an adapter's, or none yet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from api_schemas.jobs import Contrastive
+from encoders import export
+from encoders.loading import AnyEncoder, load
+from encoders.text import TextEncoder
+from encoders.vectors import VectorAdapter
+from storage.tables import Job
+from workers.adapters import DEFAULT_FORM, dimension_of
+from workers.data.prepared import Prepared
+
+
+def encoder_of(job: Job, method: Contrastive, folder: Path | None, training: Prepared) -> AnyEncoder:
+    """What is trained: the folder's encoder, or an untrained adapter for the vectors. Raises EncoderError."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if folder is not None:
+        return load(folder, job.reads, device=device)
+    form = method.model.adapter or DEFAULT_FORM
+    return VectorAdapter.untrained(form, dimension_of(training), seed=job.seed, device=device)
+
+
+def save(encoder: AnyEncoder, folder: Path, *, base_folder: Path | None) -> None:
+    """Write the model's folder. Raises what `encoders.export.save` raises."""
+    if isinstance(encoder, TextEncoder):
+        assert base_folder is not None  # noqa: S101 (a text encoder was loaded from it)
+        export.save(encoder, folder, base_folder=base_folder)
+    else:
+        encoder.save(folder)
+
+
+def length_read(encoder: AnyEncoder) -> int | None:
+    """How many tokens of a text it reads; None if it reads vectors."""
+    return encoder.max_seq_length if isinstance(encoder, TextEncoder) else None
