@@ -147,6 +147,8 @@ class Job(TeamOwned, Base):
     # Its files are: while still in `validating_files` they are being prepared.
     validated: Mapped[bool] = mapped_column(server_default=false())
     job_metadata: Mapped[dict[str, Any] | None]
+    # Of a running job, whose worker then stops at a checkpoint and makes it `paused`.
+    pause_asked: Mapped[bool] = mapped_column(server_default=false())
     progress: Mapped[dict[str, Any] | None]
     error: Mapped[dict[str, Any] | None]
     fine_tuned_model: Mapped[str | None]
