@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, func, or_, select, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import distinct_on, insert
 from sqlalchemy.orm import Session
 
 from api_schemas.defaults import resolve
@@ -159,7 +159,7 @@ def metrics(session: Session, job: Job) -> Sequence[dict[str, Any]]:
     return session.scalars(
         select(JobMetrics.values)
         .where(JobMetrics.job_id == job.id)
-        .distinct(JobMetrics.step)
+        .ext(distinct_on(JobMetrics.step))
         .order_by(JobMetrics.step, JobMetrics.attempt.desc())
     ).all()
 

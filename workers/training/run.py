@@ -109,8 +109,8 @@ def _with_known_ends(run: "_Run") -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         run.pause(
-            "Paused because the disk is full: nothing half-written is left, and the last checkpoint is kept. Free space in "
-            "the data directory, for instance by deleting files and models that are no longer needed, then resume"
+            "Paused because the disk is full: nothing half-written is left, and the last checkpoint is kept. Free "
+            "space in the data directory, for instance by deleting files and models that nobody needs"
         )
     return exit_codes.RECORDED
 
