@@ -181,6 +181,7 @@ def test_a_file_whose_bytes_are_gone_is_an_error_and_not_tried_for_ever(installa
     [
         (exit_codes.INTERRUPTED, "queued", 0, "shutting down"),
         (exit_codes.DATABASE_AWAY, "queued", 0, "PostgreSQL was away"),
+        (-signal.SIGTERM, "queued", 0, "shutting down"),
         (-signal.SIGSEGV, "queued", 1, "killed by SIGSEGV"),
         (1, "failed", 0, "exit code 1"),
         (exit_codes.STALE, "running", 0, "Training started"),
