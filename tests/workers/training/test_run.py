@@ -348,9 +348,9 @@ def test_a_training_process_that_is_killed_goes_on_and_publishes_the_same_bytes(
     def create() -> Any:
         return installation.create_job(
             file_id,
-            max_steps=100,
+            max_steps=200,
             hyperparameters={"n_epochs": 1000, "batch_size": 4},
-            checkpointing={"every_steps": 10},
+            checkpointing={"every_steps": 20},
         )
 
     unbroken = installation.train(create())
@@ -369,7 +369,7 @@ def test_a_training_process_that_is_killed_goes_on_and_publishes_the_same_bytes(
     assert (unbroken.status, ended.status, ended.attempt) == ("succeeded", "succeeded", 2)
     assert any("Goes on from the checkpoint after step " in message for message in messages_of(installation, job.id))
     assert model_of(installation, ended).weights_sha256 == model_of(installation, unbroken).weights_sha256
-    assert steps_of(installation, job.id) == list(range(1, 101))
+    assert steps_of(installation, job.id) == list(range(1, 201))
     assert list(client.checkpoints.list(job.id)) == []
 
 
