@@ -10,7 +10,7 @@ from api_schemas.base import Auto, PrintableStr, RequestModel, ResponseModel
 from api_schemas.errors import ErrorDetail
 from api_schemas.files import DataFormat
 
-JobStatus = Literal["validating_files", "queued", "running", "succeeded", "failed", "cancelled"]
+JobStatus = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
 #: States that a job never leaves.
 ENDED: frozenset[JobStatus] = frozenset({"succeeded", "failed", "cancelled"})
 
@@ -157,6 +157,18 @@ class ModelOptions(RequestModel):
     )
 
 
+class Checkpointing(RequestModel):
+    """When the state of a training is kept, besides when it is stopped or paused and at its end."""
+
+    every_steps: Annotated[int, Field(ge=1)] | None = Field(default=None, description="After so many steps.")
+    every_seconds: Annotated[float, Field(ge=1)] | None = Field(
+        default=None, description="After so many seconds; 120 if neither is given. With both, whichever comes first."
+    )
+    keep: Annotated[int, Field(ge=1, le=10)] = Field(
+        default=2, description="How many are kept, the newest: if one turns out damaged, the one before serves."
+    )
+
+
 class Contrastive(RequestModel):
     """Contrastive fine-tuning: pull what is alike together, push the rest apart."""
 
@@ -164,6 +176,7 @@ class Contrastive(RequestModel):
     model: ModelOptions = Field(default_factory=ModelOptions)
     loss: ContrastiveLoss = Field(default_factory=ContrastiveLoss)
     hyperparameters: ContrastiveHyperparameters = Field(default_factory=ContrastiveHyperparameters)
+    checkpointing: Checkpointing = Field(default_factory=Checkpointing)
 
 
 class Method(RequestModel):
@@ -215,7 +228,7 @@ class JobCreate(RequestModel):
 
 
 class Progress(ResponseModel):
-    """How far a running job is."""
+    """How far a running job is, or a paused one was."""
 
     step: int
     total_steps: int
@@ -234,7 +247,9 @@ class Job(ResponseModel):
     finished_at: int | None = None
     estimated_finish: int | None = None
     status: JobStatus
-    attempt: int = Field(description="How often a worker has begun it; a restart begins again at step 0.")
+    attempt: int = Field(
+        description="Counts from 1; whoever goes on from the last checkpoint does so under the next number."
+    )
     model: str
     fine_tuned_model: str | None = None
     organization_id: str = Field(description="The team's id.")
@@ -267,6 +282,27 @@ class JobEvent(ResponseModel):
     data: dict[str, Any] | None = None
 
 
+class CheckpointMetrics(ResponseModel):
+    """What the step before a checkpoint measured."""
+
+    step: int
+    train_loss: float
+
+
+class Checkpoint(ResponseModel):
+    """A state that an unfinished job can go on from, in OpenAI's shape."""
+
+    id: str
+    object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
+    created_at: int
+    fine_tuning_job_id: str
+    step_number: int = Field(description="How many steps were taken.")
+    metrics: CheckpointMetrics
+    fine_tuned_model_checkpoint: str | None = Field(
+        default=None, description="Always null: a checkpoint serves its job, and is gone when that has ended."
+    )
+
+
 class StepMetrics(ResponseModel):
     """What one training step measured."""
 
@@ -292,7 +328,7 @@ class MetricsSummary(ResponseModel):
 
 
 class Metrics(ResponseModel):
-    """The steps of a job's newest attempt and their summary."""
+    """The steps of a job, each once, and their summary. Those taken again after a crash are the newest attempt's."""
 
     object: Literal["list"] = "list"
     data: list[StepMetrics]

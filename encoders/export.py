@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def save(encoder: TextEncoder, folder: Path, *, base_folder: Path, extra_readme:
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise UnsafeFolderError(f"{folder} holds files already; a model is written to a folder of its own.")
-    write_weights(weights, folder / WEIGHTS)
+    write_tensors(weights, folder / WEIGHTS)
     _write_configs(encoder, folder, base_folder)
     _write_tokenizer(folder, base_folder)
     readme = _README.format(max_seq_length=encoder.max_seq_length, dimension=encoder.dimension)
@@ -85,10 +86,10 @@ def _weights(encoder: TextEncoder, base_folder: Path) -> dict[str, Tensor]:
         return weights | {name: file.get_tensor(name).clone() for name in unused}
 
 
-def write_weights(weights: dict[str, Tensor], path: Path) -> None:
-    """Write a safetensors file that everybody may read. Raises OSError."""
+def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file that everybody may read. Raises OSError as the file system does."""
     try:
-        save_file(weights, path, metadata={"format": "pt"})
+        save_file(dict(tensors), path, metadata={"format": "pt"})
     except SafetensorError as error:
         # A kind of its own also for a full disk, with the system's number in the text only.
         number = re.search(r"\(os error (\d+)\)", str(error))

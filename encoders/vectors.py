@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from encoders.adapter_folder import CONFIG, KIND, Form, check_adapter_folder
 from encoders.errors import UnsafeFolderError
-from encoders.export import flush, write_weights
+from encoders.export import flush, write_tensors
 from encoders.folder import WEIGHTS
 from encoders.text import check_finite
 
@@ -126,7 +126,7 @@ class VectorAdapter(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise UnsafeFolderError(f"{folder} holds files already; a model is written to a folder of its own.")
-        write_weights(weights, folder / WEIGHTS)
+        write_tensors(weights, folder / WEIGHTS)
         config = {"kind": KIND, "form": self.form, "dimension": self.dimension}
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         readme = _README.format(dimension=self.dimension, weights=WEIGHTS, formula="\n".join(_FORMULAS[self.form]))

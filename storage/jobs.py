@@ -1,6 +1,8 @@
 """Fine-tuning jobs: the rows behind /v1/fine_tuning/jobs, and the only moves a job's state may make.
 
     validating_files → queued → running → succeeded | failed | cancelled
+           ↕              ↕        ↕
+                        paused
 
 A move is a compare-and-set on (state, attempt) and writes its event in the same transaction. Whoever writes
 on behalf of an attempt names it; when it is no longer the job's running attempt, the write is refused with
@@ -11,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, func, select, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import distinct_on, insert
 from sqlalchemy.orm import Session
 
 from api_schemas.defaults import resolve
@@ -31,6 +33,7 @@ MOST_CRASHES = 3
 
 Level = Literal["info", "warn", "error"]
 _NOW = func.clock_timestamp()
+_GOES_ON = "goes on from its last checkpoint"
 _IN_PREPARATION = (Job.state == "validating_files", Job.validated)
 
 
@@ -109,17 +112,45 @@ def cancel(session: Session, job_id: str) -> Job:
 
     Raises LikenessError `not_found`, or `job_already_ended` for a job that succeeded or failed.
     """
-    row = _locked(session, job_id)
-    if row is None:
-        raise LikenessError("not_found", f"There is no fine-tuning job {job_id!r}")
-    if row.state in ("succeeded", "failed"):
-        raise LikenessError(
-            "job_already_ended", f"Job {job_id} has already {row.state}.", headers={"x-should-retry": "false"}
-        )
+    row = _locked_unless(session, job_id, "succeeded", "failed")
     if row.state != "cancelled":
         _end(session, row, "cancelled", "info", "Job cancelled")
         session.flush()
         session.refresh(row)
+    return row
+
+
+def pause(session: Session, job_id: str) -> Job:
+    """Pause a job at once, or ask its worker to where it has one. Pausing again changes nothing.
+
+    Raises LikenessError `not_found`, or `job_already_ended`.
+    """
+    row = _locked_unless(session, job_id, *ENDED)
+    if row.state == "running":
+        if not row.pause_asked:
+            row.pause_asked = True
+            _add_event(session, row, "info", "Pause asked for; the job pauses after the step that it is at")
+    elif row.state != "paused":
+        _pause(session, row, "info", "Job paused")
+    return row
+
+
+def resume(session: Session, job_id: str) -> Job:
+    """Queue a paused job again, or take back a pause that was only asked for. Changes nothing for other jobs.
+
+    Raises LikenessError `not_found`, or `job_already_ended`.
+    """
+    row = _locked_unless(session, job_id, *ENDED)
+    if row.state == "paused" and row.attempt:
+        _next_attempt(session, row)
+        _add_event(session, row, "info", f"Job resumed; it {_GOES_ON}")
+    elif row.state == "paused":
+        row.state = "validating_files"
+        _add_event(session, row, "info", "Job resumed; its files are validated and prepared")
+        _prepare_again(session, row)
+    elif row.pause_asked:
+        row.pause_asked = False
+        _add_event(session, row, "info", "Job resumed before it had paused")
     return row
 
 
@@ -136,11 +167,12 @@ def events(
 
 
 def metrics(session: Session, job: Job) -> Sequence[dict[str, Any]]:
-    """The steps of the job's newest attempt, in order."""
+    """The job's steps in order: of each that was taken again after a crash, what its newest attempt measured."""
     return session.scalars(
         select(JobMetrics.values)
-        .where(JobMetrics.job_id == job.id, JobMetrics.attempt == job.attempt)
-        .order_by(JobMetrics.step)
+        .where(JobMetrics.job_id == job.id)
+        .ext(distinct_on(JobMetrics.step))
+        .order_by(JobMetrics.step, JobMetrics.attempt.desc())
     ).all()
 
 
@@ -234,16 +266,17 @@ def start(session: Session, job_id: str, attempt: int, worker_id: str) -> Job | 
     return row
 
 
-def renew(session: Session, job_id: str, attempt: int, worker_id: str) -> None:
-    """Prolong the lease. Raises StaleAttempt when it is lost."""
+def renew(session: Session, job_id: str, attempt: int, worker_id: str) -> bool:
+    """Prolong the lease. Returns whether the job was asked to pause. Raises StaleAttempt when the lease is lost."""
     renewed = session.execute(
         update(Job)
         .where(*_is_running(job_id, attempt), Job.worker_id == worker_id)
         .values(lease_expires_at=_lease_end())
-        .returning(Job.id)
-    )
-    if renewed.first() is None:
+        .returning(Job.pause_asked)
+    ).first()
+    if renewed is None:
         raise StaleAttempt(job_id, attempt)
+    return bool(renewed.pause_asked)
 
 
 def running(session: Session, job_id: str, attempt: int) -> Job:
@@ -316,9 +349,18 @@ def fail(session: Session, job_id: str, attempt: int, code: str, message: str) -
     _fail(session, running(session, job_id, attempt), code, message)
 
 
-def requeue(session: Session, job_id: str, attempt: int, message: str) -> None:
-    """Give the job back to the queue because its worker is going away. Raises StaleAttempt."""
-    _requeue(session, running(session, job_id, attempt), message)
+def requeue(session: Session, job_id: str, attempt: int, why: str) -> None:
+    """Give the job back: to the queue, because its worker is going away, or paused if asked. Raises StaleAttempt."""
+    row = running(session, job_id, attempt)
+    if row.pause_asked:
+        _pause(session, row, "info", "Job paused")
+    else:
+        _requeue(session, row, why)
+
+
+def pause_running(session: Session, job_id: str, attempt: int, message: str) -> None:
+    """End the attempt, and pause the job until somebody has done what the message asks for. Raises StaleAttempt."""
+    _pause(session, running(session, job_id, attempt), "warn", message)
 
 
 def crashed(session: Session, job_id: str, attempt: int, what: str) -> None:
@@ -352,6 +394,17 @@ def _locked(session: Session, job_id: str) -> Job | None:
     return session.scalar(
         select(Job).where(Job.id == job_id).with_for_update().execution_options(populate_existing=True)
     )
+
+
+def _locked_unless(session: Session, job_id: str, *states: str) -> Job:
+    """The job. Raises LikenessError `not_found`, or `job_already_ended` for a job that ended in one of the states."""
+    row = _locked(session, job_id)
+    if row is None:
+        raise LikenessError("not_found", f"There is no fine-tuning job {job_id!r}")
+    if row.state in states:
+        was = "was cancelled" if row.state == "cancelled" else f"has already {row.state}"
+        raise LikenessError("job_already_ended", f"Job {job_id} {was}.", headers={"x-should-retry": "false"})
+    return row
 
 
 def _locked_in_preparation(session: Session, job_id: str) -> Job | None:
@@ -409,12 +462,35 @@ def _next_attempt(session: Session, row: Job) -> None:
     row.worker_id = None
     row.lease_expires_at = None
     row.progress = None
+    row.pause_asked = False
     queue.put(session, row.team_id, queue.TRAIN, [row.id, row.attempt])
 
 
-def _requeue(session: Session, row: Job, message: str) -> None:
+def _requeue(session: Session, row: Job, why: str) -> None:
+    if row.pause_asked:
+        _pause(session, row, "warn", f"{why}; the job is paused, as was asked")
+        return
     _next_attempt(session, row)
-    _add_event(session, row, "warn", message)
+    _add_event(session, row, "warn", f"{why}; the job is queued again, and {_GOES_ON}")
+
+
+def _pause(session: Session, row: Job, level: Level, message: str) -> None:
+    row.state = "paused"
+    row.pause_asked = False
+    row.worker_id = None
+    row.lease_expires_at = None
+    _add_event(session, row, level, f"{message}. POST /v1/fine_tuning/jobs/{row.id}/resume goes on with it")
+
+
+def _prepare_again(session: Session, row: Job) -> None:
+    """Have the files of a job prepared that was paused before they were, or wait for their validation."""
+    if row.validated:
+        queue.put(session, row.team_id, queue.PREPARE, [row.id])
+        return
+    ids = job_files.named(row).values()
+    # Locked, so that no verdict falls between this look at the files and the job that waits for them.
+    files = select(File).where(File.id.in_(ids)).order_by(File.id).with_for_update(read=True)
+    _release(session, row, session.scalars(files.execution_options(populate_existing=True)).all())
 
 
 def _crashed(session: Session, row: Job, what: str) -> None:
@@ -426,7 +502,7 @@ def _crashed(session: Session, row: Job, what: str) -> None:
             "have. The worker's log says more; often memory ran out: try a smaller batch_size or max_seq_length.",
         )  # fmt: skip
     else:
-        _requeue(session, row, f"{what}; the job is queued again and begins at step 0")
+        _requeue(session, row, what)
 
 
 def _fail(session: Session, row: Job, code: str, message: str) -> None:

@@ -157,6 +157,8 @@ class Job(TeamOwned, Base):
     # Beginnings that nobody gave back, as for files.
     preparations_begun: Mapped[int] = mapped_column(server_default="0")
     job_metadata: Mapped[dict[str, Any] | None]
+    # Of a running job, whose worker then stops at a checkpoint and makes it `paused`.
+    pause_asked: Mapped[bool] = mapped_column(server_default=false())
     progress: Mapped[dict[str, Any] | None]
     error: Mapped[dict[str, Any] | None]
     fine_tuned_model: Mapped[str | None]

@@ -15,7 +15,7 @@ import structlog
 from redis import Redis, RedisError
 from sqlalchemy.exc import OperationalError
 
-from storage import files, jobs, queue, uploads
+from storage import checkpoints, files, jobs, queue, uploads
 from storage.artifacts import ArtifactStore
 from storage.database import Database
 from storage.leadership import Leadership
@@ -68,6 +68,7 @@ class Reconciler:
             return
         self._swept = time.monotonic()
         leftovers = self._artifacts.sweep_unfinished() + self._sweep_parts() + self._sweep_files()
+        leftovers += self._sweep_checkpoints()
         if leftovers:
             log.info("leftovers_removed", count=leftovers)
         self._sweep_derived()
@@ -83,6 +84,11 @@ class Reconciler:
         for upload_id in ended:
             self._artifacts.delete_parts(upload_id)
         return len(ended)
+
+    def _sweep_checkpoints(self) -> int:
+        """Remove the checkpoints of jobs that have ended, because who ended them was killed."""
+        with self._database.session_across_teams() as session:
+            return checkpoints.sweep(session, self._artifacts)
 
     def _sweep_files(self) -> int:
         """Remove the bytes of files that have no row, because who stored them or deleted the row was killed."""

@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from types import FrameType
 
 import structlog
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from storage import jobs, queue
+from storage import checkpoints, jobs, queue
+from storage.artifacts import ArtifactStore
 from storage.claims import claimed
 from storage.database import Database
 from storage.processes import start_child, stop_child
@@ -24,7 +26,7 @@ from workers.patience import patiently
 log = structlog.get_logger("likeness.tasks")
 
 _LOOK_EVERY_SECONDS = 0.25
-#: How long a training may take to stop when asked: a step and the end of a write.
+#: How long a training may take to stop when asked: a step and a checkpoint.
 _GRACE_SECONDS = 10.0
 
 
@@ -47,6 +49,7 @@ def train(job_id: str, attempt: int) -> None:
             return
         code = _watch(_start_training(job_id, attempt), Lease(database, job_id, attempt, worker_id), stop)
         _settle(database, job_id, attempt, code, stopping=stop.is_set())
+        _tidy(database, job_id)
 
 
 @contextmanager
@@ -84,7 +87,8 @@ def _watch(training: subprocess.Popen[bytes], lease: Lease, stop: threading.Even
             if stop.is_set():
                 return stop_child(training, sig=signal.SIGTERM, grace_seconds=_GRACE_SECONDS)
         try:
-            lease.keep()
+            if lease.keep():  # to pause; however long its step takes, the lease is kept
+                training.send_signal(signal.SIGTERM)
         except LeaseLostError as lost:
             log.info("lease_over", reason=str(lost))
             stop_child(training, sig=signal.SIGTERM, grace_seconds=_GRACE_SECONDS)
@@ -106,16 +110,23 @@ def _settle(database: Database, job_id: str, attempt: int, code: int, *, stoppin
         log.info("training_ended", exit_code=code)
 
 
+def _tidy(database: Database, job_id: str) -> None:
+    """Remove the checkpoints of a job that has ended, whoever ended it. If it fails, the reconciler does it later."""
+    artifacts = ArtifactStore(StorageSettings().artifacts_dir)
+    try:
+        with database.session_across_teams() as session:
+            checkpoints.remove_if_ended(session, artifacts, job_id)
+    except OperationalError as error:
+        log.warning("checkpoints_left", reason=type(error).__name__)
+
+
 def _settle_running(session: Session, job_id: str, attempt: int, code: int, *, stopping: bool) -> None:
-    if code == exit_codes.INTERRUPTED or stopping:
+    # Killed by SIGTERM: it came before the training process could hear it.
+    if code in (exit_codes.INTERRUPTED, -signal.SIGTERM) or stopping:
         log.info("job_given_back")
-        jobs.requeue(
-            session, job_id, attempt, "The worker is shutting down; the job is queued again and begins at step 0"
-        )
+        jobs.requeue(session, job_id, attempt, "The worker is shutting down")
     elif code == exit_codes.DATABASE_AWAY:
-        jobs.requeue(
-            session, job_id, attempt, "PostgreSQL was away for too long; the job is queued again and begins at step 0"
-        )
+        jobs.requeue(session, job_id, attempt, "PostgreSQL was away for too long")
     elif code < 0:
         name = signal.Signals(-code).name
         jobs.crashed(session, job_id, attempt, f"The training process was killed by {name}")

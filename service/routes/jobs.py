@@ -16,6 +16,8 @@ from api_schemas.errors import ErrorDetail, LikenessError
 from api_schemas.inputs import wrong_file, wrong_option
 from api_schemas.jobs import (
     ENDED,
+    Checkpoint,
+    CheckpointMetrics,
     Job,
     JobCreate,
     JobEvent,
@@ -34,6 +36,7 @@ from service.routes.paging import After, Limit, page_of
 from service.state import ServiceState, StateDep
 from service.strict_route import StrictRoute
 from storage import files, job_files, job_refusals, jobs, queue, tables
+from storage.checkpoints import JobCheckpoints, Summary
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"], route_class=StrictRoute)
 log = structlog.get_logger(__name__)
@@ -96,7 +99,41 @@ def get_job(job_id: str, caller: CallerDep, state: StateDep) -> Job:
 def cancel_job(job_id: str, caller: CallerDep, state: StateDep) -> Job:
     """Cancel a job, in whatever state it is; its worker stops within a step."""
     with state.database.session(caller.team_id) as session:
-        return _wire(jobs.cancel(session, job_id))
+        answer = _wire(jobs.cancel(session, job_id))
+    JobCheckpoints(state.artifacts, job_id).remove_all()
+    return answer
+
+
+@router.post("/{job_id}/pause")
+def pause_job(job_id: str, caller: CallerDep, state: StateDep) -> Job:
+    """Pause a job until it is resumed. One that is `running` stays so until its worker has kept its state and left.
+
+    That takes as long as the step that it is at, and some seconds. Cancelling works in `paused` too.
+    """
+    with state.database.session(caller.team_id) as session:
+        return _wire(jobs.pause(session, job_id))
+
+
+@router.post("/{job_id}/resume")
+def resume_job(job_id: str, caller: CallerDep, state: StateDep) -> Job:
+    """Have a paused job go on from its last checkpoint. Changes nothing for a job that isn't paused."""
+    with state.database.session(caller.team_id) as session:
+        answer = _wire(jobs.resume(session, job_id))
+    queue.dispatch_soon(state.database, state.redis)
+    return answer
+
+
+@router.get("/{job_id}/checkpoints")
+def list_checkpoints(
+    job_id: Annotated[str, Depends(existing_job)], state: StateDep, after: After = None, limit: Limit = 10
+) -> Page[Checkpoint]:
+    """What an unfinished job can go on from, newest first; nothing once it has ended."""
+    found = [_wire_checkpoint(job_id, summary) for summary in JobCheckpoints(state.artifacts, job_id).summaries()]
+    ids = [checkpoint.id for checkpoint in found]
+    # One that is gone meanwhile was older than those that are left.
+    start = 0 if after is None else ids.index(after) + 1 if after in ids else len(ids)
+    rows = found[start : start + limit]
+    return page_of(rows, [row.id for row in rows], has_more=start + limit < len(found))
 
 
 @router.get("/{job_id}/events")
@@ -147,7 +184,7 @@ async def stream_events(
 
 @router.get("/{job_id}/metrics")
 def get_metrics(job_id: str, caller: CallerDep, state: StateDep) -> Metrics:
-    """What each training step of the newest attempt measured."""
+    """What each training step measured; of one that was taken again after a crash, the last time counts."""
     with state.database.session(caller.team_id) as session:
         steps = [StepMetrics(**values) for values in jobs.metrics(session, jobs.get(session, job_id))]
     return Metrics(data=steps, summary=_summary(steps))
@@ -252,16 +289,26 @@ def _wire_event(row: tables.JobEvent) -> JobEvent:
     )
 
 
+def _wire_checkpoint(job_id: str, summary: Summary) -> Checkpoint:
+    return Checkpoint(
+        id=f"ftckpt-{job_id.rpartition('-')[2]}-{summary.step}",
+        created_at=summary.created_at,
+        fine_tuning_job_id=job_id,
+        step_number=summary.step,
+        metrics=CheckpointMetrics(step=summary.step, train_loss=summary.train_loss),
+    )
+
+
 def _wire(row: tables.Job) -> Job:
     method = Method(**row.method)
     openai = OpenAIHyperparameters(**row.openai_hyperparameters) if row.openai_hyperparameters else None
-    progress = Progress(**row.progress) if row.progress and row.state == "running" else None
+    progress = Progress(**row.progress) if row.progress and row.state in ("running", "paused") else None
     return Job(
         id=row.id,
         created_at=int(row.created_at.timestamp()),
         started_at=int(row.started_at.timestamp()) if row.started_at else None,
         finished_at=int(row.finished_at.timestamp()) if row.finished_at else None,
-        estimated_finish=_estimated_finish(progress),
+        estimated_finish=_estimated_finish(progress) if row.state == "running" else None,
         status=row.state,
         attempt=row.attempt,
         model=row.model,

@@ -18,6 +18,7 @@ Errors
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,7 @@ class Prepared:
     vectors: npt.NDArray[np.float32] | None
     distinct: int  # inputs that differ from one another
     truncated: int  # items of which some tokens are not read
+    fingerprint: str  # SHA-256 of what the manifest promises, and so of all of it
 
     @classmethod
     def open(cls, folder: Path, *, checksums: bool = True) -> Self:
@@ -80,6 +82,7 @@ class Prepared:
                 label_names=names,
                 distinct=manifest["distinct"],
                 truncated=manifest["truncated"],
+                fingerprint=_fingerprint(manifest),
                 **{name: arrays.get(name) for name in _ARRAYS},  # type: ignore[arg-type]
             )
             _check_shapes(prepared)
@@ -110,6 +113,10 @@ def _manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(manifest.get("files"), dict):
         raise PreparedError(f"{folder.name}/{MANIFEST} lists no files.")
     return dict(manifest)
+
+
+def _fingerprint(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _check_files(folder: Path, files: dict[str, Any], *, checksums: bool) -> None:

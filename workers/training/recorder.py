@@ -1,6 +1,7 @@
 """What a running attempt tells the outside: events, metrics and progress, each write fenced by its attempt."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -50,13 +51,23 @@ class Recorder:
         if report.step == report.total_steps:
             self.flush()
         elif time.monotonic() - self._written >= _WRITE_EVERY_SECONDS:
-            self._write_if_possible()
+            self.write_if_possible()
+
+    @property
+    def unwritten(self) -> Sequence[StepReport]:
+        """What is still kept."""
+        return tuple(self._steps)
+
+    def take_over(self, steps: Sequence[StepReport]) -> None:
+        """Keep what an earlier attempt could not write."""
+        self._steps[:0] = steps
 
     def flush(self) -> None:
         """Write what is still kept, waiting for a database that is away."""
         patiently(self._write)
 
-    def _write_if_possible(self) -> None:
+    def write_if_possible(self) -> None:
+        """Write what is still kept, or go on keeping it while the database is away."""
         try:
             self._write()
         except OperationalError as error:

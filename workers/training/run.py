@@ -6,10 +6,12 @@ Run as `python -m workers.training.run JOB_ID ATTEMPT` by `workers.tasks`, which
 import errno
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 
 from api_schemas.errors import LikenessError
 from api_schemas.jobs import Method
@@ -19,6 +21,7 @@ from encoders.loading import AnyEncoder
 from storage import files as stored_files
 from storage import job_files, jobs, models
 from storage.artifacts import ArtifactStore, sha256
+from storage.checkpoints import JobCheckpoints
 from storage.database import Database
 from storage.logs import configure_logging
 from storage.settings import StorageSettings
@@ -33,12 +36,14 @@ from workers.patience import patiently
 from workers.training import evaluation, mixing, starting
 from workers.training.batch_loss import yardstick
 from workers.training.batches import NoBatchError
+from workers.training.checkpoints import Checkpoints
 from workers.training.config import TrainingConfig
 from workers.training.losses import NonFiniteEmbeddingsError
 from workers.training.recorder import Attempt, Recorder
 from workers.training.trainer import (
     NonFiniteLossError,
     OutOfMemoryInTraining,
+    StepReport,
     Trainer,
     TrainingInterrupted,
     explaining_lack_of_memory,
@@ -58,7 +63,7 @@ def main(job_id: str, number: int) -> int:
         return _with_known_ends(run)
     except (jobs.StaleAttempt, TrainingInterrupted, PreparationStopped) as end:
         log.info("training_left", reason=type(end).__name__)
-        return exit_codes.INTERRUPTED if isinstance(end, TrainingInterrupted) else exit_codes.STALE
+        return exit_codes.STALE if isinstance(end, jobs.StaleAttempt) else exit_codes.INTERRUPTED
     except OperationalError as error:
         log.warning("database_away", reason=type(error).__name__)
         return exit_codes.DATABASE_AWAY
@@ -104,7 +109,10 @@ def _with_known_ends(run: "_Run") -> int:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        run.fail("disk_full", "The disk filled up; nothing was published. Free space and create the job again.")
+        run.pause(
+            "Paused because the disk is full: nothing half-written is left, and the last checkpoint is kept. Free "
+            "space in the data directory, for instance by deleting files and models that nobody needs"
+        )
     return exit_codes.RECORDED
 
 
@@ -134,19 +142,44 @@ class _Run:
         trainer = Trainer(encoder, training, config)
         for notice in [*self._shares(job, trainer), *trainer.batches.notices]:
             self._recorder.say(notice)
+        stored = JobCheckpoints(self._artifacts, job.id)
+        checkpoints = Checkpoints(stored, trainer, self._recorder, method.checkpointing)
         before = _validation_loss(trainer, validation)
         self._recorder.say(f"Training {job.model} on {encoder.device}: {trainer.total_steps} steps")
-        trainer.run(on_step=self._recorder.step, should_stop=self._stop)
+        self._train(trainer, checkpoints)
         self._compare(before, _validation_loss(trainer, validation))
         self._publish(job, encoder, base_model, folder, trainer.trained_tokens)
+
+    def _train(self, trainer: Trainer, checkpoints: Checkpoints) -> None:
+        """Take the steps that are left, and keep the state after the last one, wherever that is."""
+
+        def on_step(report: StepReport) -> None:
+            self._recorder.step(report)
+            checkpoints.after_step(report)
+
+        checkpoints.resume()
+        try:
+            trainer.run(on_step=on_step, should_stop=self._stop)
+        except TrainingInterrupted:
+            checkpoints.save()
+            raise
+        self._recorder.flush()
+        checkpoints.save()
 
     def fail(self, code: str, message: str) -> None:
         """End the job with a reason."""
         log.warning("job_failed", code=code, reason=message)
+        self._leave(lambda session: jobs.fail(session, self._attempt.job_id, self._attempt.number, code, message))
 
+    def pause(self, message: str) -> None:
+        """Pause the job until somebody has done what the message asks for."""
+        log.warning("job_paused", reason=message)
+        self._leave(lambda session: jobs.pause_running(session, self._attempt.job_id, self._attempt.number, message))
+
+    def _leave(self, move: Callable[[Session], None]) -> None:
         def write() -> None:
             with self._database.session_across_teams() as session:
-                jobs.fail(session, self._attempt.job_id, self._attempt.number, code, message)
+                move(session)
 
         self._recorder.flush()
         patiently(write)
