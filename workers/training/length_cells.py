@@ -15,8 +15,8 @@ import numpy.typing as npt
 Integers = npt.NDArray[np.int64]
 Lengths = npt.NDArray[np.integer[Any]]
 
-#: A part is no smaller than this share of what is cut, lest few long texts be cut off one batch at a time: it bounds how
-#: often a unit is sorted.
+#: A part is no smaller than this share of what is cut, lest few long texts be cut off one batch at a time: it bounds
+#: how often a unit is sorted.
 _SMALLEST_SHARE = 16
 
 
