@@ -257,7 +257,7 @@ NAMES_IN_FILES = st.sampled_from(
 )
 
 
-@MANY
+@settings(MANY, max_examples=100)
 @given(names=st.lists(NAMES_IN_FILES, min_size=1, max_size=4, unique=True), data=st.data())
 def test_any_names_are_judged_whatever_was_told_of_them(tmp_path, names, data):
     formats = st.none() | st.sampled_from([*ROLES])

@@ -299,3 +299,16 @@ def test_the_first_hundred_of_each_kind_are_listed(tmp_path):
     }
     assert [error.row for error in report.errors] == [*range(1, 101), *range(253, 353), 403]
     assert report.summary.startswith("401 of 403 rows can't be used; the first is Row 1:")
+
+
+def test_the_first_hundred_are_listed_of_however_many_kinds(tmp_path):
+    path = tmp_path / "upload"
+    triplet = TRIPLETS[0]
+    bad = [{name: value for name, value in triplet.items() if name != left_out} for left_out in triplet]
+    bad += [{**triplet, name: value} for name in triplet for value in ("", "\0", 3, ["x"] * 65)]
+    path.write_bytes(lines(*TRIPLETS, *bad * 150, *["{", "{}", "[]", '{"a": NaN}', '{"a": 1, "a": 2}', b"\xff"] * 150))
+    report = validate(path)
+    assert len(report.counts) > 15
+    for kind, count in report.counts.items():
+        listed = [error for error in report.errors if (error.code, error.field) == kind]
+        assert len(listed) == 100 < count
