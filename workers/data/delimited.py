@@ -78,7 +78,8 @@ class Table:
         elif "expected after" in said:
             found = "has something between a closing quote and the end of its cell"
         else:
-            found = "has line ends that are not those of its file"
+            message = "has a carriage return outside quotes. Save the file with line ends that are LF or CRLF."
+            return RowRefusedError("row_invalid_csv", message)
         message = f'{found}. A cell with quotes is quoted as a whole, and each quote in it is written twice ("").'
         return RowRefusedError("row_invalid_csv", message)
 

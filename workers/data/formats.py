@@ -93,21 +93,16 @@ class ReadOptions:
         formats = _formats_with(self.columns)
         if not formats or (self.format is not None and self.format not in formats):
             raise ValueError(f"columns must name {_shown_roles(self.format)}, not {quoted(list(self.columns))}.")
-        if len(set(self.columns.values())) < len(self.columns):
+        if len(set(self.columns.values())) < len(self.columns) or not any(map(self.namings.get, formats)):
             raise ValueError("columns must name a different column for each role.")
 
     @cached_property
     def namings(self) -> Mapping[DataFormat, list[tuple[str, ...]]]:
-        """The names for the roles of a format but for negatives, with what the sender calls them in their place."""
-        return {
-            data_format: list(
-                dict.fromkeys(
-                    tuple(self.columns.get(role, name) for role, name in zip(roles, naming, strict=False))
-                    for naming in NAMES[data_format]
-                )
-            )
-            for data_format, roles in ROLES.items()
-        }
+        """The names for the roles of a format but for negatives, with what the sender calls them in their place.
+
+        No name is there for two roles.
+        """
+        return {data_format: [*dict.fromkeys(self._namings_of(data_format))] for data_format in ROLES}
 
     @cached_property
     def understood(self) -> frozenset[str]:
@@ -118,6 +113,13 @@ class ReadOptions:
     def as_recognised(self) -> bool:
         """Whether nothing is said of what the rows are."""
         return self.format is None and not self.columns
+
+    def _namings_of(self, data_format: DataFormat) -> Iterator[tuple[str, ...]]:
+        for names in NAMES[data_format]:
+            naming = tuple(map(self.columns.get, ROLES[data_format], names))
+            played = (*naming, self.columns.get("negative"))
+            if len(set(played)) == len(played):
+                yield naming
 
 
 class Fields(NamedTuple):
@@ -228,7 +230,7 @@ def _complete_in(data_format: DataFormat, names: Collection[str], options: ReadO
     if data_format == "triplets":
         negatives = [*_negatives(names, options)]
     for naming in namings:
-        for negative in negatives:
+        for negative in (each for each in negatives if each not in naming):
             yield Fields(data_format, naming, negative, _foreign_to(data_format, naming, options))
 
 
@@ -245,12 +247,13 @@ def _foreign_to(data_format: DataFormat, naming: tuple[str, ...], options: ReadO
         return frozenset()
     if data_format == "texts":
         return KNOWN - set(naming)
-    return frozenset({*NEGATIVES, NUMBERED}) if data_format == "pairs" else frozenset()
+    return frozenset({*NEGATIVES, NUMBERED}).difference(naming) if data_format == "pairs" else frozenset()
 
 
 def _is_plain(naming: tuple[str, ...], names: Collection[str]) -> bool:
     """Whether nothing beside a text hints that more than a text was meant."""
-    return KNOWN.isdisjoint(set(names) - set(naming)) and _misspelt("label", names) is None
+    others = [name for name in names if name not in naming]
+    return KNOWN.isdisjoint(others) and _misspelt("label", others) is None
 
 
 def _refuse_judged_pairs(fields: Fields, names: Collection[str]) -> None:
@@ -281,11 +284,11 @@ def _ambiguous(complete: list[Fields]) -> RowRefusedError:
 def _incomplete(names: Collection[str], options: ReadOptions) -> RowRefusedError:
     """What to say of records that have the fields of no format."""
     if options.columns or options.format is not None:
-        data_format = options.format or _formats_with(options.columns)[-1]
+        data_format = options.format or [name for name in _formats_with(options.columns) if options.namings[name]][-1]
         wanted = [*options.namings[data_format][0]]
         if data_format == "triplets":
-            wanted.append(options.columns.get("negative", "negative"))
-        return _without(wanted, names)
+            wanted.append(options.columns.get("negative") or next(name for name in NEGATIVES if name not in wanted))
+        return _beside(wanted[0], names) if all(name in names for name in wanted) else _without(wanted, names)
     if (chat := _chat(names)) is not None:
         return chat
     if "premise" in names and "hypothesis" in names:
@@ -296,6 +299,16 @@ def _incomplete(names: Collection[str], options: ReadOptions) -> RowRefusedError
         return RowRefusedError("row_missing_field", message)
     nearest = _nearest_naming(names)
     return _strange(names) if nearest is None else _without(nearest, names)
+
+
+def _beside(text: str, names: Collection[str]) -> RowRefusedError:
+    """What to say of records that have a text, as told, and beside it what texts alone don't have."""
+    others = [name for name in names if name != text and (name in KNOWN or _misspelt("label", [name]) is not None)]
+    message = (
+        f"has {shown(others[0])} beside {shown(text)}. Say data.format: texts if it is to be left out, or in "
+        "data.columns which role it has."
+    )
+    return RowRefusedError("ambiguous_format", message)
 
 
 def _strange(names: Collection[str]) -> RowRefusedError:

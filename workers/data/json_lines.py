@@ -24,8 +24,12 @@ _SKIPPED_AT_ONCE = 64 * 1024
 _END_OF_KEY = re.compile(r'"[ \t\r\n]*:')
 #: What an object may end with.
 _ENDS = (b"}", b" ", b"\t", b"\r")
+#: Lists and objects within one another, at most. Python's own bound depends on how deep its caller is: what is read in
+#: validation might not be read in training.
+_DEEPEST = 128
 #: Short enough for no nesting that is too deep and no number of too many digits.
-_SHORT = 256
+_SHORT = 128
+_STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 
 
 def records(file: BinaryIO) -> Iterator[Record]:
@@ -75,6 +79,8 @@ def parse(line: bytes | None) -> dict[str, Any]:
         raise too_long()
     try:
         text = line.decode("utf-8")
+        if is_too_deep(text):
+            raise RowRefusedError("json_too_deep", "is nested too deeply. Remove the nested field.")
         value = _FAST_DECODER.decode(text)
         if type(value) is dict and not _names_are_unique(text, value):
             value = _DECODER.decode(text)
@@ -82,16 +88,27 @@ def parse(line: bytes | None) -> dict[str, Any]:
         message = f"is not UTF-8 (at byte {error.start + 1} of the row). Save the file as UTF-8."
         raise RowRefusedError("invalid_utf8", message) from None
     except json.JSONDecodeError as error:
-        message = f"is not valid JSON ({error.msg} at column {error.colno}). Each line must be one whole JSON object."
+        found = error.msg.removesuffix(" at")
+        message = f"is not valid JSON ({found} at column {error.colno}). Each line must be one whole JSON object."
         raise RowRefusedError("row_invalid_json", message) from None
-    except RecursionError:
-        raise RowRefusedError("json_too_deep", "is nested too deeply. Remove the nested field.") from None
     except ValueError:  # Python refuses integers of more than 4300 digits with nothing more specific
         raise RowRefusedError("row_invalid_json", "holds a number with too many digits. Shorten it.") from None
     if not isinstance(value, dict):
         message = f"is {kind(value)} instead of an object. Each line must be one whole JSON object."
         raise RowRefusedError("row_invalid_json", message)
     return value
+
+
+def is_too_deep(text: str) -> bool:
+    """Whether lists and objects stand within one another more than 128 deep; in any text, JSON or not."""
+    if text.count("[") + text.count("{") <= _DEEPEST:
+        return False
+    depth = 0
+    for mark in re.findall(r"[\[\]{}]", _STRING.sub("", text)):
+        depth += 1 if mark in "[{" else -1
+        if depth > _DEEPEST:
+            return True
+    return False
 
 
 def too_long() -> RowRefusedError:

@@ -9,7 +9,7 @@ from typing import Any
 
 from api_schemas.files import DataFormat
 from workers.data.formats import NUMBERED, Fields, ReadOptions, numbered_negatives, recognise, shown, unfit
-from workers.data.json_lines import kind
+from workers.data.json_lines import is_too_deep, kind
 from workers.data.row import Row, RowRefusedError
 
 #: The most positives, negatives or views of one row.
@@ -229,11 +229,11 @@ def _vector(value: object, name: str, dimension: int | None) -> tuple[float, ...
 
 def _list_in_cell(cell: str) -> object:
     """The list that a table's cell writes as JSON, or the cell itself: a text may begin with a bracket."""
-    if not cell.startswith("["):
+    if not cell.startswith("[") or is_too_deep(cell):
         return cell
     try:
         value = json.loads(cell)
-    except (ValueError, RecursionError):
+    except ValueError:
         return cell
     return value if isinstance(value, list) else cell
 

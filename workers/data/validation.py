@@ -19,8 +19,9 @@ from workers.data.row import FileRefusedError, Input, RefusedError, Row, RowRefu
 from workers.data.rows import RowMaker
 from workers.data.sources import Source
 
-#: The most refused rows listed over all kinds, of each of which MAX_LISTED_ERRORS are.
-MAX_LISTED_OF_ALL_KINDS = 10 * MAX_LISTED_ERRORS
+#: The most refused rows listed over all kinds, of each of which MAX_LISTED_ERRORS are. Only a file that has its
+#: negatives in hundreds of columns has more kinds than this allows.
+MAX_LISTED_OF_ALL_KINDS = 40 * MAX_LISTED_ERRORS
 
 #: A kind of refusal: its code, and the field that is wrong if it is one field.
 Kind = tuple[str, str | None]

@@ -65,9 +65,9 @@ def _cut(members: Integers, lengths: tuple[Lengths, Lengths], axis: int, size: i
     fewest = -(-batches // _SMALLEST_SHARE)
     # Of each batch the longest; of what it is sorted by, that is the last one.
     starts = np.arange(0, n, size)
-    longest = [np.maximum.reduceat(each[ordered], starts).astype(np.int64) for each in lengths]
-    short = np.sum([np.maximum.accumulate(each) for each in longest], axis=0)
-    long = np.sum([np.maximum.accumulate(each[::-1])[::-1] for each in longest], axis=0)
+    longest = np.stack([np.maximum.reduceat(each[ordered], starts).astype(np.int64) for each in lengths])
+    short = np.maximum.accumulate(longest, axis=1).sum(axis=0)
+    long = np.maximum.accumulate(longest[:, ::-1], axis=1)[:, ::-1].sum(axis=0)
     counts = starts[fewest : batches - fewest + 1]  # of the part of short ones
     tokens = counts * short[fewest - 1 : batches - fewest] + (n - counts) * long[fewest : batches - fewest + 1]
     best = int(tokens.argmin())

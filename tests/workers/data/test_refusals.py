@@ -70,6 +70,10 @@ def corrupted(content: bytes, at: int) -> bytes:
     return content[:at] + bytes(255 - byte for byte in content[at : at + 8]) + content[at + 8 :]
 
 
+def nested(depth: int) -> list[Any]:
+    return [nested(depth - 1)] if depth > 1 else []
+
+
 PAIRS = [{"anchor": "a", "positive": "b"}, {"anchor": "c", "positive": "d"}]
 LABELS = [{"text": "a", "label": "x"}, {"text": "b", "label": "x"}, {"text": "c", "label": 7}]
 TRIPLETS = [{**pair, "negative": "n"} for pair in PAIRS]
@@ -129,6 +133,7 @@ KINDS = [
     Bad("a number of 5000 digits", lines(*PAIRS, '{"n": ' + "9" * 5000 + "}"), 3, None, "row_invalid_json", "Shorten it"),
     Bad("a line feed in a string", lines(*PAIRS, '{"anchor": "a\tb"}'), 3, None, "row_invalid_json", "one whole JSON"),
     Bad("depth", lines(*PAIRS, '{"a":' * 100_000), 3, None, "json_too_deep", "Remove the nested field"),
+    Bad("a list that is a little too deep", lines(*PAIRS, {**PAIRS[0], "x": nested(128)}), 3, None, "json_too_deep", "Remove the nested"),
     Bad("a key twice", lines(*PAIRS, '{"anchor": "a", "positive": "b", "anchor": "c"}'), 3, None, "duplicate_key", "Keep one"),
     Bad("a key twice, far inside", lines(*PAIRS, '{"m": {"k": 1, "k" : 2}}'), 3, None, "duplicate_key", "Keep one"),
     Bad("a key twice, written in two ways", lines('{"a": 1, "\\u0061"\t: 2}'), 1, None, "duplicate_key", "Keep one"),
@@ -168,6 +173,10 @@ KINDS = [
     Bad(
         "a format that was told and isn't there", lines(PAIRS[0]), 1, "negative", "row_missing_field", "Add it",
         ReadOptions(format="triplets"),
+    ),
+    Bad(
+        "a text that was told, beside a positive", lines(PAIRS[0]), 1, None, "ambiguous_format", "data.format: texts",
+        ReadOptions(columns={"text": "anchor"}),
     ),
     # Texts
     Bad("an empty text", lines(*PAIRS, {"anchor": "", "positive": "b"}), 3, "anchor", "row_empty_text", "Fill it"),
@@ -293,3 +302,16 @@ def test_the_first_hundred_of_each_kind_are_listed(tmp_path):
     }
     assert [error.row for error in report.errors] == [*range(1, 101), *range(253, 353), 403]
     assert report.summary.startswith("401 of 403 rows can't be used; the first is Row 1:")
+
+
+def test_the_first_hundred_are_listed_of_however_many_kinds(tmp_path):
+    path = tmp_path / "upload"
+    triplet = TRIPLETS[0]
+    bad = [{name: value for name, value in triplet.items() if name != left_out} for left_out in triplet]
+    bad += [{**triplet, name: value} for name in triplet for value in ("", "\0", 3, ["x"] * 65)]
+    path.write_bytes(lines(*TRIPLETS, *bad * 150, *["{", "{}", "[]", '{"a": NaN}', '{"a": 1, "a": 2}', b"\xff"] * 150))
+    report = validate(path)
+    assert len(report.counts) > 15
+    for kind, count in report.counts.items():
+        listed = [error for error in report.errors if (error.code, error.field) == kind]
+        assert len(listed) == 100 < count
