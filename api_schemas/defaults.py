@@ -2,7 +2,14 @@
 
 from typing import Literal, TypeVar
 
-from api_schemas.jobs import ContrastiveLoss, Method, OpenAIHyperparameters
+from api_schemas.jobs import (
+    Contrastive,
+    ContrastiveHyperparameters,
+    ContrastiveLoss,
+    EvaluationOptions,
+    Method,
+    OpenAIHyperparameters,
+)
 
 Value = TypeVar("Value")
 
@@ -22,6 +29,14 @@ ROWS_SEEN = 10_000
 MOST_EPOCHS = 10
 #: A batch leaves at least this many steps in an epoch, as far as the data allows.
 FEWEST_STEPS_PER_EPOCH = 4
+#: An evaluation split holds this share of the rows …
+EVAL_SHARE = 0.1
+#: … but no more than this …
+MOST_EVAL_ROWS = 1000
+#: … and of files with fewer rows than this nothing: they need them all.
+FEWEST_ROWS_TO_SPLIT = 100
+#: Evaluations while training.
+EVALUATIONS = 10
 
 
 def resolve(method: Method, openai: OpenAIHyperparameters | None, *, rows: int, max_seq_length: int) -> Method:
@@ -41,8 +56,14 @@ def resolve(method: Method, openai: OpenAIHyperparameters | None, *, rows: int, 
             "max_seq_length": min(_first(asked.max_seq_length, max_seq_length), max_seq_length),
         }
     )
-    loss = _resolved_loss(method.contrastive.loss)
-    contrastive = method.contrastive.model_copy(update={"loss": loss, "hyperparameters": hyperparameters})
+    data = method.contrastive.data
+    update = {
+        "data": data.model_copy(update={"eval_split": _first(data.eval_split, _eval_share(rows))}),
+        "loss": _resolved_loss(method.contrastive.loss),
+        "hyperparameters": hyperparameters,
+        "evaluation": _resolved_evaluation(method.contrastive, hyperparameters, rows),
+    }
+    contrastive = method.contrastive.model_copy(update=update)
     return method.model_copy(update={"contrastive": contrastive})
 
 
@@ -63,6 +84,23 @@ def _resolved_loss(loss: ContrastiveLoss) -> ContrastiveLoss:
             "reduction": _first(loss.reduction, REDUCTIONS[loss.name]),
         }
     )
+
+
+def _resolved_evaluation(
+    contrastive: Contrastive, hyperparameters: ContrastiveHyperparameters, rows: int
+) -> EvaluationOptions:
+    asked = contrastive.evaluation
+    every = asked.every_steps
+    if every is None and (asked.keep == "best" or contrastive.early_stopping is not None):
+        every = "auto"
+    if every == "auto":
+        steps = int(hyperparameters.n_epochs) * -(-rows // int(hyperparameters.batch_size))
+        every = max(1, min(steps, hyperparameters.max_steps or steps) // EVALUATIONS)
+    return asked.model_copy(update={"every_steps": every})
+
+
+def _eval_share(rows: int) -> float:
+    return 0.0 if rows < FEWEST_ROWS_TO_SPLIT else min(EVAL_SHARE, MOST_EVAL_ROWS / rows)
 
 
 def _first(*choices: Value | Literal["auto"]) -> Value:

@@ -8,6 +8,7 @@ from pydantic_core.core_schema import ValidationInfo
 
 from api_schemas.base import Auto, PrintableStr, RequestModel, ResponseModel
 from api_schemas.errors import ErrorDetail
+from api_schemas.evaluation import MetricName
 from api_schemas.files import DataFormat
 
 JobStatus = Literal["validating_files", "queued", "running", "succeeded", "failed", "cancelled"]
@@ -95,11 +96,43 @@ class DataOptions(RequestModel):
         description="Plain texts only: what makes the two versions of a text differ. dropout: the encoder's own; "
         "deletion: words left out; span: a run of words kept.",
     )
+    eval_split: Annotated[float, Field(ge=0, le=0.5)] | Auto = Field(
+        default="auto",
+        description="Share of the training file's rows that is not trained on but asked about, taken by whole groups "
+        "of rows that share texts. auto: a tenth, of at most 1000 rows; none under 100 rows or with a validation_file.",
+    )
 
     @property
     def as_uploaded(self) -> bool:
         """Whether the files are read as they were when they were uploaded."""
         return self.format == "auto" and not self.columns
+
+
+class EvaluationOptions(RequestModel):
+    """What is measured on the evaluation split, and how often. See docs/evaluation.md."""
+
+    every_steps: Annotated[int, Field(ge=1)] | Auto | None = Field(
+        default=None,
+        description="Measure every so many steps while training; auto: ten times in all; null: before and after only, "
+        "unless early stopping or keep: best need more.",
+    )
+    metric: MetricName | Auto = Field(
+        default="auto", description="The main metric; auto: mrr, and map@r for labelled texts."
+    )
+    keep: Literal["best", "last"] = Field(
+        default="last", description="Which weights become the model: those of the last step, or of the best metric."
+    )
+
+
+class EarlyStoppingOptions(RequestModel):
+    """When training ends before its last step."""
+
+    patience: Annotated[int, Field(ge=1, le=1000)] = Field(
+        default=3, description="Stop after so many evaluations in a row without a new best."
+    )
+    min_delta: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.0, description="By how much more than the best the metric must be to be a new one."
+    )
 
 
 class Contrastive(RequestModel):
@@ -108,6 +141,10 @@ class Contrastive(RequestModel):
     data: DataOptions = Field(default_factory=DataOptions)
     loss: ContrastiveLoss = Field(default_factory=ContrastiveLoss)
     hyperparameters: ContrastiveHyperparameters = Field(default_factory=ContrastiveHyperparameters)
+    evaluation: EvaluationOptions = Field(default_factory=EvaluationOptions)
+    early_stopping: EarlyStoppingOptions | None = Field(
+        default=None, description="null: take all steps."
+    )
 
 
 class Method(RequestModel):
@@ -133,7 +170,7 @@ class JobCreate(RequestModel):
     model: str = Field(description="What to start from: a base model's name, or the id of a tuned model.")
     training_file: str = Field(description="Id of an uploaded file of training rows.")
     validation_file: str | None = Field(
-        default=None, description="Id of a file whose loss is taken before and after training."
+        default=None, description="Id of a file of rows that are not trained on; the job is evaluated on it before and after."
     )
     method: Method = Field(default_factory=Method)
     hyperparameters: OpenAIHyperparameters | None = None

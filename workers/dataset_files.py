@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from workers.data import validation
 from workers.data.derived import cache_key, cached
 from workers.data.formats import ReadOptions
 from workers.data.prepared import Prepared
+from workers.data.row import Row
 
 
 @dataclass(frozen=True)
@@ -71,16 +72,25 @@ class DatasetFiles:
             self._derived,
             cache_key(
                 stored.sha256,
-                options=self._options.model_dump(),
+                # Which rows are held out is decided on the arrays; it doesn't change them.
+                options=self._options.model_dump(exclude={"eval_split"}),
                 tokenizer=self._tokenizer.fingerprint,
                 limit=limit,
             ),
-            lambda: validation.rows(stored.path, filename=stored.filename, options=self.read_options),
+            lambda: self._rows(stored),
             tokenizer=self._tokenizer,
             limit=limit,
             progress=progress,
             should_stop=should_stop,
         )
+
+    def rows(self, stored: StoredDataset, numbers: Collection[int]) -> dict[int, Row]:
+        """Some rows of a verified file as they were sent, by number; read through up to the last of them."""
+        found = zip(range(max(numbers, default=-1) + 1), self._rows(stored), strict=False)
+        return {number: row for number, row in found if number in numbers}
+
+    def _rows(self, stored: StoredDataset) -> Iterator[Row]:
+        return validation.rows(stored.path, filename=stored.filename, options=self.read_options)
 
 
 def read_options(options: DataOptions) -> ReadOptions:

@@ -28,6 +28,7 @@ from workers.data.overlap import MOST_OF_IT, rows_in_training
 from workers.data.preparation import NoRowsError, PreparationStopped
 from workers.data.prepared import Prepared
 from workers.dataset_files import DatasetFiles, StoredDataset
+from workers.evaluation.plan import NotEvaluableError, split_for
 from workers.training.batches import NoBatchError
 from workers.training.mixing import Mixture
 
@@ -62,7 +63,7 @@ def prepare(settings: StorageSettings, database: Database, job_id: str) -> None:
         _fail(database, job_id, refusal.code, str(refusal))
     except (validation.DatasetError, NoRowsError) as refusal:
         _fail(database, job_id, "file_invalid", str(refusal))
-    except NoBatchError as refusal:
+    except (NoBatchError, NotEvaluableError) as refusal:
         _fail(database, job_id, "invalid_value", str(refusal))
     except EncoderError as error:
         _fail(database, job_id, "weights_unavailable", str(error))
@@ -98,11 +99,14 @@ class _Preparation:
         asked = self._method.contrastive.hyperparameters.max_seq_length
         limit = tokenizer.max_seq_length if asked == "auto" else min(asked, tokenizer.max_seq_length)
         prepared = {file_id: self._prepared(files, file_id, limit) for file_id in self._file_ids()}
-        method = self._resolved(prepared[self._job.training_file], tokenizer)
-        for each in prepared.values():
+        training = prepared[self._job.training_file]
+        validation = prepared[self._job.validation_file] if self._job.validation_file else None
+        if validation is not None:
+            self._check_overlap(training, validation)
+        method = self._resolved(training, tokenizer)
+        method, split = split_for(method, training, validation, self._job.seed, asked=self._method, say=self._say)
+        for each in (split.training if split else training, *([validation] if validation else [])):
             self._check(each, method)
-        if self._job.validation_file:
-            self._check_overlap(prepared[self._job.training_file], prepared[self._job.validation_file])
         return method
 
     def _dataset_files(self, tokenizer: TextTokenizer) -> DatasetFiles:

@@ -74,4 +74,5 @@ def _tuned(row: tables.Model) -> Model:
         weights_sha256=row.weights_sha256,
         fine_tuning_job=row.job_id,
         training_file=row.training_file,
+        evaluation_split=row.evaluation_split,
     )
