@@ -142,9 +142,7 @@ class Contrastive(RequestModel):
     loss: ContrastiveLoss = Field(default_factory=ContrastiveLoss)
     hyperparameters: ContrastiveHyperparameters = Field(default_factory=ContrastiveHyperparameters)
     evaluation: EvaluationOptions = Field(default_factory=EvaluationOptions)
-    early_stopping: EarlyStoppingOptions | None = Field(
-        default=None, description="null: take all steps."
-    )
+    early_stopping: EarlyStoppingOptions | None = Field(default=None, description="null: take all steps.")
 
 
 class Method(RequestModel):
@@ -170,7 +168,8 @@ class JobCreate(RequestModel):
     model: str = Field(description="What to start from: a base model's name, or the id of a tuned model.")
     training_file: str = Field(description="Id of an uploaded file of training rows.")
     validation_file: str | None = Field(
-        default=None, description="Id of a file of rows that are not trained on; the job is evaluated on it before and after."
+        default=None,
+        description="Id of a file that the job is evaluated on, before and after; not trained on.",
     )
     method: Method = Field(default_factory=Method)
     hyperparameters: OpenAIHyperparameters | None = None

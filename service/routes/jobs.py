@@ -158,16 +158,15 @@ def get_evaluation(job_id: str, caller: CallerDep, state: StateDep) -> Evaluatio
 
 
 def _reason_for_no_evaluation(row: tables.Job) -> str:
-    if row.state not in ENDED:
-        return f"Job {row.id} is {row.state}; its evaluation is there once it is trained."
-    if row.state != "succeeded":
-        return f"Job {row.id} has {row.state} before it was evaluated." if row.state == "failed" else (
-            f"Job {row.id} was cancelled before it was evaluated."
+    if row.state == "succeeded":
+        return (
+            f"Job {row.id} was not evaluated, for the reason that its events tell: most often its training file has "
+            f"under {FEWEST_ROWS_TO_SPLIT} rows. Create it with a `validation_file`, or with "
+            "`method.contrastive.data.eval_split`."
         )
-    return (
-        f"Job {row.id} was not evaluated, for the reason that its events tell: most often its training file has under "
-        f"{FEWEST_ROWS_TO_SPLIT} rows. Create it with a `validation_file`, or with `method.contrastive.data.eval_split`."
-    )
+    if row.state in ENDED:
+        return f"Job {row.id} has not come as far as its evaluation; it ended as {row.state}."
+    return f"Job {row.id} is {row.state}; its evaluation is there once it is trained."
 
 
 def _check_split(request: JobCreate) -> None:

@@ -123,7 +123,10 @@ class Evaluator:
         return labels.clusters(documents, len(np.unique(self.questions.labels)), seed=self.seed)
 
     def _label_numbers(self) -> Indices:
-        return np.unique(self.questions.labels, return_inverse=True)[1]  # type: ignore[arg-type]
+        """From 0, of each document; (m,)."""
+        assert self.questions.labels is not None  # noqa: S101 (asked of labelled texts only)
+        numbers: Indices = np.unique(self.questions.labels, return_inverse=True)[1]
+        return numbers
 
     def _embed(self, encoder: TextEncoder, items: Indices) -> npt.NDArray[np.float32]:
         return embed(encoder, self.split.evaluation, items, before_batch=self._before_batch)

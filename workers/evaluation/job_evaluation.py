@@ -170,9 +170,7 @@ class JobEvaluation:
             groups=len(set(asked.groups.tolist())),
         )
 
-    def _examples(
-        self, queries: list[int], base: Measured, tuned: Measured, subject: Subject
-    ) -> list[ChangedExample]:
+    def _examples(self, queries: list[int], base: Measured, tuned: Measured, subject: Subject) -> list[ChangedExample]:
         assert self._evaluator is not None  # noqa: S101 (there is a result)
         numbers = [int(self._evaluator.questions.rows[query]) for query in queries]
         rows = subject.read_rows(set(numbers))

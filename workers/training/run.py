@@ -6,6 +6,7 @@ Run as `python -m workers.training.run JOB_ID ATTEMPT` by `workers.tasks`, which
 import errno
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
@@ -13,6 +14,7 @@ import torch
 from sqlalchemy.exc import OperationalError
 
 from api_schemas.errors import LikenessError
+from api_schemas.evaluation import Evaluation
 from api_schemas.jobs import Method
 from encoders import export, registry
 from encoders.errors import EncoderError
@@ -28,6 +30,8 @@ from workers.data import validation
 from workers.data.preparation import NoRowsError, PreparationStopped
 from workers.data.prepared import Prepared
 from workers.dataset_files import DatasetFiles
+from workers.evaluation.job_evaluation import JobEvaluation, Subject
+from workers.evaluation.plan import split_of
 from workers.patience import patiently
 from workers.training import evaluation
 from workers.training.batch_loss import yardstick
@@ -128,13 +132,17 @@ class _Run:
         files = DatasetFiles(self._settings, self._database, encoder.tokenizer, method.data)
         training = self._prepared(files, job.training_file, encoder, config)
         validation = self._prepared(files, job.validation_file, encoder, config) if job.validation_file else None
-        trainer = Trainer(encoder, [training], config)
+        split = split_of(training, validation, method.data.eval_split, job.seed)
+        trainer = Trainer(encoder, [split.training if split else training], config)
         for notice in trainer.batches.notices:
             self._recorder.say(notice)
-        before = _validation_loss(trainer, validation)
+        evaluating = JobEvaluation(trainer, split, method, self._recorder, self._stop)
+        held_out = split.evaluation if split else None
+        before = _validation_loss(trainer, held_out)
         self._recorder.say(f"Training {job.model} on {encoder.device}: {trainer.total_steps} steps")
-        trainer.run(on_step=self._recorder.step, should_stop=self._stop)
-        self._compare(before, _validation_loss(trainer, validation))
+        evaluating.train()
+        evaluation = self._evaluated(evaluating, job, files)
+        self._compare(before, _validation_loss(trainer, held_out))
         self._publish(job, encoder, base_model, folder, trainer.trained_tokens)
 
     def fail(self, code: str, message: str) -> None:
@@ -173,6 +181,15 @@ class _Run:
         cut = f"; {data.truncated} of {data.items} texts are cut to {limit} tokens" if data.truncated else ""
         self._recorder.say(f"Read {len(data)} rows with {data.distinct} different texts{cut}")
         return data
+
+    def _evaluated(self, evaluating: JobEvaluation, job: Job, files: DatasetFiles) -> Evaluation | None:
+        """The tuned encoder beside the base, written down before the model is published."""
+        source = job.validation_file or job.training_file
+        subject = Subject(job.id, source, lambda numbers: files.rows(files.verified(source), numbers))
+        evaluation = evaluating.result(subject)
+        if evaluation is not None:
+            self._recorder.evaluated(evaluation)
+        return evaluation
 
     def _compare(self, before: float | None, after: float | None) -> None:
         if before is not None and after is not None:
@@ -216,8 +233,9 @@ def _validation_loss(trainer: Trainer, data: Prepared | None) -> float | None:
         return None
     config = trainer.config
     loss = yardstick(config.loss, dimension=trainer.encoder.dimension)
-    with explaining_lack_of_memory(config, "Taking the validation loss"):
+    with explaining_lack_of_memory(config, "Taking the validation loss"), suppress(NoBatchError):
         return evaluation.validation_loss(trainer.encoder, data, loss, batch_size=config.batch_size, seed=config.seed)
+    return None  # too few rows were held out for a batch
 
 
 if __name__ == "__main__":
