@@ -105,4 +105,5 @@ def _lloyd(documents: Floats, centres: Floats) -> tuple[float, Indices]:
 def _distances(documents: Floats, centres: Floats) -> npt.NDArray[np.float64]:
     """Squared, (m, centres). Documents have length 1."""
     squared = 1 + (centres**2).sum(axis=1) - 2 * (documents @ centres.T)
-    return np.maximum(squared.astype(np.float64), 0)
+    positive: npt.NDArray[np.float64] = np.maximum(squared.astype(np.float64), 0)
+    return positive

@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import numpy.typing as npt
 
+from api_schemas.evaluation import MetricName
 from workers.evaluation.questions import Questions
 
 Floats = npt.NDArray[np.floating]
@@ -98,7 +99,7 @@ def _counts(questions: Questions) -> Indices:
 
 
 #: What is measured on queries and documents, by the name it is reported under.
-METRICS: Mapping[str, Callable[[Indices, Questions], Floats]] = {
+METRICS: Mapping[MetricName, Callable[[Indices, Questions], Floats]] = {
     "recall@1": lambda found, questions: recall(found, questions, 1),
     "recall@5": lambda found, questions: recall(found, questions, 5),
     "recall@10": lambda found, questions: recall(found, questions, 10),

@@ -19,7 +19,7 @@ from api_schemas.jobs import Method
 from encoders import export, registry
 from encoders.errors import EncoderError
 from encoders.text import TextEncoder
-from storage import jobs, models
+from storage import files, jobs, models
 from storage.artifacts import ArtifactStore, sha256
 from storage.database import Database
 from storage.logs import configure_logging
@@ -30,6 +30,7 @@ from workers.data import validation
 from workers.data.preparation import NoRowsError, PreparationStopped
 from workers.data.prepared import Prepared
 from workers.dataset_files import DatasetFiles
+from workers.evaluation import card
 from workers.evaluation.job_evaluation import JobEvaluation, Subject
 from workers.evaluation.plan import split_of
 from workers.patience import patiently
@@ -129,9 +130,9 @@ class _Run:
         encoder = TextEncoder.load(folder, device="cuda" if torch.cuda.is_available() else "cpu")
         method = Method(**job.method).contrastive
         config = TrainingConfig.from_method(method, seed=job.seed)
-        files = DatasetFiles(self._settings, self._database, encoder.tokenizer, method.data)
-        training = self._prepared(files, job.training_file, encoder, config)
-        validation = self._prepared(files, job.validation_file, encoder, config) if job.validation_file else None
+        datasets = DatasetFiles(self._settings, self._database, encoder.tokenizer, method.data)
+        training = self._prepared(datasets, job.training_file, encoder, config)
+        validation = self._prepared(datasets, job.validation_file, encoder, config) if job.validation_file else None
         split = split_of(training, validation, method.data.eval_split, job.seed)
         trainer = Trainer(encoder, [split.training if split else training], config)
         for notice in trainer.batches.notices:
@@ -141,9 +142,10 @@ class _Run:
         before = _validation_loss(trainer, held_out)
         self._recorder.say(f"Training {job.model} on {encoder.device}: {trainer.total_steps} steps")
         evaluating.train()
-        evaluation = self._evaluated(evaluating, job, files)
+        evaluation = self._evaluated(evaluating, job, datasets)
         self._compare(before, _validation_loss(trainer, held_out))
-        self._publish(job, encoder, base_model, folder, trainer.trained_tokens)
+        card = self._card(job, base_model, trainer, [training, validation], evaluation)
+        self._publish(job, encoder, base_model, folder, card)
 
     def fail(self, code: str, message: str) -> None:
         """End the job with a reason."""
@@ -175,17 +177,17 @@ class _Run:
             registry.verify_weights(folder, promised)
         return job.model, folder
 
-    def _prepared(self, files: DatasetFiles, file_id: str, encoder: TextEncoder, config: TrainingConfig) -> Prepared:
+    def _prepared(self, datasets: DatasetFiles, file_id: str, encoder: TextEncoder, config: TrainingConfig) -> Prepared:
         limit = min(config.max_seq_length, encoder.max_seq_length)
-        data = files.prepared(files.verified(file_id), limit=limit, should_stop=self._stop)
+        data = datasets.prepared(datasets.verified(file_id), limit=limit, should_stop=self._stop)
         cut = f"; {data.truncated} of {data.items} texts are cut to {limit} tokens" if data.truncated else ""
         self._recorder.say(f"Read {len(data)} rows with {data.distinct} different texts{cut}")
         return data
 
-    def _evaluated(self, evaluating: JobEvaluation, job: Job, files: DatasetFiles) -> Evaluation | None:
+    def _evaluated(self, evaluating: JobEvaluation, job: Job, datasets: DatasetFiles) -> Evaluation | None:
         """The tuned encoder beside the base, written down before the model is published."""
         source = job.validation_file or job.training_file
-        subject = Subject(job.id, source, lambda numbers: files.rows(files.verified(source), numbers))
+        subject = Subject(job.id, source, lambda numbers: datasets.rows(datasets.verified(source), numbers))
         evaluation = evaluating.result(subject)
         if evaluation is not None:
             self._recorder.evaluated(evaluation)
@@ -195,11 +197,47 @@ class _Run:
         if before is not None and after is not None:
             self._recorder.say(f"Validation loss: {before:.4f} before training, {after:.4f} after")
 
-    def _publish(self, job: Job, encoder: TextEncoder, base_model: str, base_folder: Path, tokens: int) -> None:
+    def _card(
+        self,
+        job: Job,
+        base_model: str,
+        trainer: Trainer,
+        prepared: list[Prepared | None],
+        evaluation: Evaluation | None,
+    ) -> card.Run:
+        """What the model card is written from."""
+        self._recorder.flush()
+        names = {"training": job.training_file, "evaluation": job.validation_file}
+        base = registry.available(self._settings.base_models_dir).get(base_model)
+        with self._database.session_across_teams() as session:
+            read = [
+                card.DataFile(purpose, file_id, files.get(session, file_id).sha256, len(data))
+                for (purpose, file_id), data in zip(names.items(), prepared, strict=True)
+                if file_id and data is not None
+            ]
+            losses = [(step["step"], step["loss"]) for step in jobs.metrics(session, job)]
+        return card.Run(
+            job_id=job.id,
+            base_model=base_model,
+            started_from=job.model,
+            license=base.license if base else None,
+            dimension=trainer.encoder.dimension,
+            max_seq_length=trainer.encoder.max_seq_length,
+            files=read,
+            method=job.method,
+            seed=job.seed,
+            steps=trainer.step,
+            trained_tokens=trainer.trained_tokens,
+            losses=losses,
+            evaluation=evaluation,
+        )
+
+    def _publish(self, job: Job, encoder: TextEncoder, base_model: str, base_folder: Path, run: card.Run) -> None:
         """Save the encoder, make its folder visible, and end the job, in this order."""
         name = models.artifact_name(job)
         with self._artifacts.publishing_model(name) as folder:
             export.save(encoder, folder, base_folder=base_folder)
+            card.write(run, folder)
         weights = sha256(self._artifacts.model(name) / "model.safetensors")
 
         def write() -> None:
@@ -207,7 +245,7 @@ class _Run:
                 jobs.succeed(
                     session, self._attempt.job_id, self._attempt.number, base_model=base_model,
                     weights_sha256=weights, dimension=encoder.dimension, max_seq_length=encoder.max_seq_length,
-                    trained_tokens=tokens,
+                    trained_tokens=run.trained_tokens,
                 )  # fmt: skip
 
         try:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.installation import HELD_OUT, PAIRS, Installation
+from tests.installation import Installation
 from tests.workers.following import messages_of
 
 MANY = [{"anchor": f"word {number}", "positive": f"said {number} again"} for number in range(120)]
