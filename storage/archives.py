@@ -28,9 +28,9 @@ class Archive:
 
     @property
     def size(self) -> int:
-        blocks = sum(2 + self._bytes_of(name) // tarfile.BLOCKSIZE for name in self.names)
-        exact = sum(self._bytes_of(name) % tarfile.BLOCKSIZE == 0 for name in self.names)
-        return (blocks - exact + 2) * tarfile.BLOCKSIZE
+        # Each file comes behind a header and is filled up to whole blocks; two empty blocks end it.
+        sizes = [self._bytes_of(name) for name in self.names]
+        return sum(tarfile.BLOCKSIZE + size + -size % tarfile.BLOCKSIZE for size in sizes) + 2 * tarfile.BLOCKSIZE
 
     def chunks(self) -> Iterator[bytes]:
         """Raises OSError when a file is gone or shorter than it was."""

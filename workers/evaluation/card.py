@@ -78,8 +78,8 @@ def _opening(run: Run) -> str:
     further = "" if run.started_from == run.base_model else f" Training began with `{run.started_from}`."
     return f"""# A text encoder tuned from {run.base_model}
 
-It maps a text of up to {run.max_seq_length} tokens to {run.dimension} numbers of length 1. Two texts are as alike as the
-dot product of theirs says.{further}
+It maps a text of up to {run.max_seq_length} tokens to {run.dimension} numbers of length 1. Two texts are as alike as
+the dot product of theirs says.{further}
 """
 
 
@@ -112,8 +112,9 @@ def _figures(run: Run) -> str:
 {rows}
 
 Rows: {split.rows}, {origin}. {split.queries} texts looked for their answers among {split.documents}{distractors}.
-Split: `{split.id}`. Intervals: paired bootstrap, {found.resamples} resamples of {split.groups} groups of rows that share
-texts, seed {found.seed}. They tell how far the choice of these rows moves the difference; they say nothing of other data.
+Split: `{split.id}`. Intervals: paired bootstrap, {found.resamples} resamples of {split.groups} groups of rows that
+share texts, seed {found.seed}. They tell how far the choice of these rows moves the difference, and nothing of other
+data.
 
 ![Cosines of texts that are alike and of others, before and after training](cosines.svg)
 """
@@ -140,7 +141,8 @@ def _training(run: Run) -> str:
     kept = run.evaluation.kept_step if run.evaluation else run.steps
     return f"""## Training
 
-Job `{run.job_id}`: {run.steps} steps, {run.trained_tokens} tokens, seed {run.seed}. The weights are those after step {kept}.
+Job `{run.job_id}`: {run.steps} steps, {run.trained_tokens} tokens, seed {run.seed}. The weights are those after step
+{kept}.
 
 ![The loss by step, and the metric where it was measured](training.svg)
 

@@ -73,9 +73,9 @@ def draw_cosines(path: Path, cosines: CosineHistogram) -> None:
 
 
 def _thinned(points: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
-    step = -(-len(points) // _MOST_POINTS) or 1
-    kept = list(points[::step])
-    return [*kept, points[-1]] if points and kept[-1] != points[-1] else kept
+    step = max(1, -(-len(points) // _MOST_POINTS))
+    kept = [*points[:-1:step], *points[-1:]]
+    return [(float(x), y) for x, y in kept]
 
 
 def _outline(edges: Sequence[float], counts: Sequence[int]) -> list[tuple[float, float]]:
@@ -88,10 +88,9 @@ def _outline(edges: Sequence[float], counts: Sequence[int]) -> list[tuple[float,
 
 def _write(path: Path, panels: Sequence[Panel]) -> None:
     height = _HEIGHT * len(panels)
-    picture = ET.Element(
-        "svg", xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {_WIDTH} {height}", width=str(_WIDTH),
-        height=str(height), **{"font-family": "sans-serif", "font-size": "12", "fill": _INK},
-    )  # fmt: skip
+    size = {"viewBox": f"0 0 {_WIDTH} {height}", "width": str(_WIDTH), "height": str(height)}
+    style = {"font-family": "sans-serif", "font-size": "12", "fill": _INK}
+    picture = ET.Element("svg", {"xmlns": "http://www.w3.org/2000/svg"} | size | style)
     ET.SubElement(picture, "title").text = "; ".join(panel.title for panel in panels)
     ET.SubElement(picture, "rect", width="100%", height="100%", fill="white")
     for number, panel in enumerate(panels):
