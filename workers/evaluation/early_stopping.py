@@ -22,7 +22,8 @@ class StoppedEarly(Exception):  # noqa: N818 (reads as what happened)
 class EarlyStopping:
     """Looks at the metric every so many steps, from `watching` a trainer's steps.
 
-    patience: evaluations in a row without a rise by more than min_delta after which training stops; None: never.
+    patience: evaluations in a row without a rise by more than min_delta after which training stops; None: never. A
+    smaller rise is still the best so far, whose weights are kept.
     keep_best: whether the weights of the best evaluation are kept, in the main memory.
 
     Its state is exact: one that is loaded goes on as the one that was saved would have.
@@ -50,7 +51,8 @@ class EarlyStopping:
         self.best_step: int | None = None
         self.stopped = False
         self._best = float("-inf")
-        self._waited = 0  # evaluations since the best
+        self._risen_to = float("-inf")  # by more than min_delta
+        self._waited = 0  # evaluations since then
         self._weights: dict[str, Tensor] | None = None
 
     def begin(self, value: float) -> None:
@@ -89,6 +91,7 @@ class EarlyStopping:
             "history": [list(each) for each in self.history],
             "best_step": self.best_step,
             "best": self._best,
+            "risen_to": self._risen_to,
             "waited": self._waited,
             "stopped": self.stopped,
             "weights": self._weights,
@@ -98,6 +101,7 @@ class EarlyStopping:
         self.history = [(int(step), float(value)) for step, value in state["history"]]
         self.best_step = state["best_step"]
         self._best = state["best"]
+        self._risen_to = state["risen_to"]
         self._waited = state["waited"]
         self.stopped = state["stopped"]
         self._weights = state["weights"]
@@ -108,15 +112,17 @@ class EarlyStopping:
             self.stopped = True
             raise StoppedEarly(
                 f"Stopped at step {report.step} of {report.total_steps}: the metric was best at step {self.best_step}, "
-                f"and has not risen in {self._waited} evaluations since"
+                f"and has not risen by more than {self._min_delta:g} in its last {self._waited} evaluations"
             )
 
     def _take(self, step: int, value: float) -> None:
         self.history.append((step, value))
-        if self.best_step is None or value > self._best + self._min_delta:
-            self._best, self.best_step, self._waited = value, step, 0
+        if self.best_step is None or value > self._best:
+            self._best, self.best_step = value, step
             if self._keep_best:
                 self._weights = _copied(self._encoder)
+        if value > self._risen_to + self._min_delta:
+            self._risen_to, self._waited = value, 0
         else:
             self._waited += 1
 
