@@ -115,10 +115,8 @@ def _draw(group: ET.Element, panel: Panel) -> None:
     _text(group, panel.across, (_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 6)
     for number, line in enumerate(panel.lines):
         path = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in line.points if math.isfinite(y))
-        dashes = {"stroke-dasharray": "5 3"} if line.dashed else {}
-        ET.SubElement(
-            group, "polyline", points=path, fill="none", stroke=line.colour, **{"stroke-width": "1.8"}, **dashes
-        )
+        drawn = {"points": path, "fill": "none", "stroke": line.colour, "stroke-width": "1.8"}
+        ET.SubElement(group, "polyline", drawn | ({"stroke-dasharray": "5 3"} if line.dashed else {}))
         if len(panel.lines) > 1:
             _text(group, line.name, _WIDTH - _RIGHT, 20 + 16 * number, anchor="end", colour=line.colour)
 

@@ -97,7 +97,7 @@ def test_wrong_pairs_are_never_right_ones_nor_a_text_with_itself() -> None:
     assert not wrong & (right | {(0, 2), (1, 0)})
 
 
-def test_neighbours_and_clusters_are_scikit_learns() -> None:
+def test_neighbours_are_scikit_learns() -> None:
     centres = unit(4) * 3
     numbers = np.repeat(np.arange(4), 15).astype(np.int32)
     vectors = (centres[numbers] + RNG.normal(size=(60, 6))).astype(np.float32)
@@ -111,6 +111,12 @@ def test_neighbours_and_clusters_are_scikit_learns() -> None:
         model = KNeighborsClassifier(labels.K, weights=lambda d: 1 + (1 - d**2 / 2) / (4 * labels.K))
         theirs.append(model.fit(vectors[others], numbers[others]).predict(vectors[[i]])[0] == numbers[i])
     assert labels.neighbours_agree(vectors, asked).astype(bool).tolist() == theirs
+
+
+def test_clusters_and_their_information_are_scikit_learns() -> None:
+    numbers = np.repeat(np.arange(4), 15)
+    vectors = (np.eye(6)[numbers] + RNG.normal(scale=0.2, size=(60, 6))).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
 
     ours = labels.clusters(vectors, 4, seed=0)
     sklearns = KMeans(4, n_init=10, random_state=0).fit(vectors).labels_
