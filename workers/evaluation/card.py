@@ -148,7 +148,7 @@ def _row(metric: MetricComparison) -> str:
 
 def _data(run: Run) -> str:
     rows = "\n".join(
-        f"| {file.purpose} | `{file.file_id}` | {'?' if file.rows is None else file.rows} | `{file.sha256}` |"
+        f"| {file.purpose} | `{file.file_id}` | {'' if file.rows is None else file.rows} | `{file.sha256}` |"
         for file in run.files
     )
     return f"""## Data
