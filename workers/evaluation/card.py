@@ -90,7 +90,8 @@ def _opening(run: Run) -> str:
         return f"""# A fine-tuned adapter for vectors
 
 It takes vectors of {run.dimension} numbers, made by the encoder that made those it was trained on, to vectors of
-{run.dimension} numbers of length 1. Two are as alike as their dot product says. The encoder itself is not in here.{further}
+{run.dimension} numbers of length 1. Two are as alike as their dot product says. The encoder itself is not in here.
+{further.lstrip()}
 """
     return f"""# A text encoder tuned from {run.base_model}
 
@@ -175,16 +176,24 @@ Job `{run.job_id}`: {run.steps} steps, {run.trained_tokens} tokens, seed {run.se
 
 
 def _limits(run: Run) -> str:
-    license_words = f"`{run.license}`" if run.license else "not known to the service that trained it; ask its operator"
+    if run.max_seq_length is None:
+        noun, base = "vectors", "encoder that made the vectors"
+        rights = (
+            f"The {base} has a licence of its own. Whoever publishes this adapter has to mind it, and the rights to"
+        )
+    else:
+        noun, base = "texts", "base encoder"
+        known = f"`{run.license}`" if run.license else "not known to the service that trained it; ask its operator"
+        rights = f"The {base}'s licence is {known}. Whoever publishes this model has to mind it, and the rights to"
     return f"""## Intended use and limits
 
-Search, clustering and comparison of texts like those it was trained on, by cosine similarity. A cosine is no
-probability: choose thresholds on data of your own. It is measured on one split of one data set; on texts of other kinds
-and in other languages it may be worse than the base encoder. It takes over what is biased in the base encoder and in
+Search, clustering and comparison of {noun} like those it was trained on, by cosine similarity. A cosine is no
+probability: choose thresholds on data of your own. It is measured on one split of one data set; on {noun} of other kinds
+and in other languages it may be worse than the {base}. It takes over what is biased in the {base} and in
 the training data. Vectors of different models must not be compared.
 
 ## Licence
 
-The base encoder's licence is {license_words}. Whoever publishes this model has to mind it, and the rights to the
-training data.
+{rights}
+the training data.
 """

@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from encoders.loading import AnyEncoder
+from encoders.text import TextEncoder
 from workers.data.prepared import Prepared
-from workers.training.inputs import select
+from workers.training import tokens
 from workers.training.units import item_lengths
 
 #: No forward is given more tokens, unless one text alone is longer, nor more vectors.
@@ -28,5 +29,12 @@ def embed(
     batches = np.cumsum(item_lengths(data, items)[order]) // _TOKENS_AT_ONCE
     for batch in np.split(order, np.flatnonzero(np.diff(batches)) + 1):
         before_batch()
-        vectors[batch] = encoder.embed(select(data, items[batch]))
+        vectors[batch] = _embedded(encoder, data, items[batch])
     return vectors
+
+
+def _embedded(encoder: AnyEncoder, data: Prepared, items: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    if isinstance(encoder, TextEncoder):
+        return encoder.embed(tokens.select(data, items))
+    assert data.vectors is not None  # noqa: S101 (an adapter is trained on vectors only)
+    return encoder.embed(data.vectors[items])
