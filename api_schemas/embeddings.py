@@ -12,6 +12,9 @@ MAX_INPUTS = 2048
 #: The longest text a request may hold, in characters: many times what any encoder here reads.
 MAX_TEXT_CHARACTERS = 1_000_000
 
+#: A text, or a vector for an adapter.
+Given = str | list[float]
+
 
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str):
@@ -53,20 +56,25 @@ def _texts(value: Any, name: str) -> list[str]:
     return [_text(item, f"{name}.{index}") for index, item in enumerate(value)]
 
 
-def _inputs(value: Any) -> list[str] | list[list[float]]:
+def _one_or_more(value: Any, name: str) -> list[str] | list[list[float]]:
     if isinstance(value, str):
-        return [_text(value, "input")]
-    first = value[0] if isinstance(value, list) and value else None
-    if _is_number(first):
-        return [_vector(value, "input")]
-    if not isinstance(first, list):
-        return _texts(value, "input")
-    _refuse_too_many(value, "input", "vectors")
-    return [_vector(item, f"input.{index}") for index, item in enumerate(value)]
+        return [_text(value, name)]
+    return [_vector(value, name)] if type(_first(value)) in (int, float) else _list(value, name)
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float)
+def _list(value: Any, name: str) -> list[str] | list[list[float]]:
+    if not isinstance(_first(value), list):
+        return _texts(value, name)
+    _refuse_too_many(value, name, "vectors")
+    return [_vector(item, f"{name}.{index}") for index, item in enumerate(value)]
+
+
+def _input(value: Any, name: str) -> Given:
+    return _vector(value, name) if isinstance(value, list) else _text(value, name)
+
+
+def _first(value: Any) -> Any:
+    return value[0] if isinstance(value, list) and value else None
 
 
 def _vector(value: Any, name: str) -> list[float]:
@@ -78,16 +86,19 @@ def _vector(value: Any, name: str) -> list[float]:
     return value
 
 
-Text = Annotated[str, BeforeValidator(lambda value: _text(value, "the text"))]
-Texts = Annotated[
-    list[str],
-    BeforeValidator(lambda value: _texts(value, "the list")),
+Input = Annotated[Given, BeforeValidator(lambda value: _input(value, "the text"))]
+Inputs = Annotated[
+    list[str] | list[list[float]],
+    BeforeValidator(lambda value: _list(value, "the list"), json_schema_input_type=list[str] | list[list[float]]),
     Field(min_length=1, max_length=MAX_INPUTS),
 ]
-#: What `input` takes: one text or vector, or a list of them; always a list once parsed.
+#: What `input` takes: one of them, or a list; always a list once parsed.
 EmbeddingInput = Annotated[
     list[str] | list[list[float]],
-    BeforeValidator(_inputs, json_schema_input_type=str | list[str] | list[float] | list[list[float]]),
+    BeforeValidator(
+        lambda value: _one_or_more(value, "input"),
+        json_schema_input_type=str | list[str] | list[float] | list[list[float]],
+    ),
     Field(min_length=1, max_length=MAX_INPUTS),
 ]
 

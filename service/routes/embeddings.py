@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
-from api_schemas.embeddings import EmbeddingRequest, EmbeddingResponse, EmbeddingUsage
+from api_schemas.embeddings import EmbeddingRequest, EmbeddingResponse, EmbeddingUsage, Given
 from api_schemas.errors import LikenessError
 from service.inference.engine import Embedded, InferenceEngine
 from service.keys import CallerDep
@@ -18,9 +18,6 @@ from service.model_names import NamedModel, find_model
 from service.presence import while_client_waits
 from service.state import ServiceState, StateDep
 from service.strict_route import StrictRoute
-
-#: A text, or a vector for an adapter.
-Given = str | list[float]
 
 router = APIRouter(prefix="/v1/embeddings", tags=["inference"], route_class=StrictRoute)
 

@@ -16,6 +16,7 @@ from encoders.vectors import VectorAdapter
 from storage.artifacts import ArtifactStore
 from storage.tables import Model
 from tests.installation import HELD_OUT, PAIRS, TINY, Installation
+from tests.markdown import ROOT, code_blocks
 from tests.workers.following import messages_of
 from workers import tasks
 
@@ -322,3 +323,49 @@ def test_one_vector_many_and_extreme_ones_come_out_with_length_one(shared: Insta
 def test_the_service_is_ready_when_an_adapter_was_used_last(shared: Installation, trained: Any) -> None:
     embed(shared, trained.fine_tuned_model, [1.0] * D)
     assert shared.request("GET", "/readyz").status_code == 200
+
+
+def test_similarity_takes_vectors_as_well(shared: Installation, trained: Any) -> None:
+    model = trained.fine_tuned_model
+    anchors, positives = pairs_of(7, 3)
+    cosines = embed(shared, model, anchors) @ embed(shared, model, positives).T
+
+    pairs = {"pairs": np.stack([anchors, positives], axis=1).tolist()}
+    ranking = {"query": anchors[0].tolist(), "documents": positives.tolist()}
+    of_pairs, ranked = (
+        shared.request("POST", "/v1/similarity", json={"model": model, **asked}).json() for asked in (pairs, ranking)
+    )
+    assert [entry["score"] for entry in of_pairs["data"]] == pytest.approx(np.diag(cosines), abs=1e-5)
+    assert [entry["index"] for entry in ranked["data"]] == np.argsort(-cosines[0]).tolist()
+    assert ranked["usage"]["total_tokens"] == 0
+
+    for model_id, asked, code, param in (
+        (model, {"pairs": [[[1.0] * D, [0.0] * D]]}, "zero_vector", "pairs.0.1"),
+        (model, {"query": [1.0] * D, "documents": [[1.0] * D, [1.0]]}, "dimension_mismatch", "documents.1"),
+        (model, {"query": "a text", "documents": [[1.0] * D]}, "wrong_input", "query"),
+        (TINY, {"query": "a text", "documents": [[0.5] * D]}, "wrong_input", "documents.0"),
+    ):
+        answer = shared.request("POST", "/v1/similarity", json={"model": model_id, **asked})
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"], error["param"]) == (400, code, param)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # a script as short as that one closes nothing
+def test_the_documentations_script_works_as_it_is(
+    shared: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = ROOT / "docs" / "data.md"
+    labelled = next(block for block in code_blocks(page, "json") if '"vector"' in block)
+    (tmp_path / "vectors.jsonl").write_text(labelled + '{"vector": [0.2, 0.8, 0.4], "label": "billing"}\n')
+    monkeypatch.setenv("OPENAI_BASE_URL", f"{shared.url}/v1")
+    monkeypatch.setenv("OPENAI_API_KEY", shared.key)
+    create_it, use_it = code_blocks(page, "python")
+    names: dict[str, Any] = {}
+    with monkeypatch.context() as there:
+        there.chdir(tmp_path)
+        exec(create_it, names)
+    tasks.validate_file(names["file"].id)
+    assert shared.train(shared.prepare(names["job"])).status == "succeeded"
+    exec(use_it, names)
+    names["client"].close()
+    assert [len(entry.embedding) for entry in names["answer"].data] == [3, 3]

@@ -15,6 +15,8 @@ from workers.data.row import Row, RowRefusedError
 #: The most positives, negatives or views of one row.
 MAX_TEXTS = 64
 MAX_DIMENSION = 16384
+#: Vectors are kept and computed with in float32: its largest number, and the smallest of full precision.
+_LARGEST, _SMALLEST = 3.4028234e38, 1.1754944e-38
 _MOST_REMEMBERED = 100
 _LONGEST_REMEMBERED = 1000
 #: Refusals that say which name may have been meant, unless they are remembered. Those after are brief.
@@ -194,7 +196,7 @@ def _refuse_too_many(values: Sequence[object], name: str) -> None:
 
 
 def _vector(value: object, name: str, dimension: int | None) -> tuple[float, ...]:
-    """A vector of the given dimension, of any if None. Components beyond float64 are not finite."""
+    """A vector of the given dimension, of any if None, that is still one in float32."""
     if isinstance(value, str):
         value = _list_in_cell(value)
     if not isinstance(value, list) or not set(map(type, value)) <= {float, int}:
@@ -210,10 +212,16 @@ def _vector(value: object, name: str, dimension: int | None) -> tuple[float, ...
         vector = tuple(map(float, value))
     except OverflowError:
         vector = (math.inf,)
-    if not all(map(math.isfinite, vector)):
-        message = f"{shown(name)} holds NaN or infinity, or a number beyond double precision. Remove the row."
+    largest = max(map(abs, vector))
+    if not largest <= _LARGEST or any(map(math.isnan, vector)):
+        message = f"{shown(name)} holds NaN or infinity, or a number beyond single precision. Remove the row."
         raise RowRefusedError("not_finite", message, name)
-    if not any(vector):
+    if largest and largest < _SMALLEST:
+        message = (
+            f"{shown(name)} is all zeros in single precision: its largest number is {largest:g}. Scale all vectors up."
+        )
+        raise RowRefusedError("vector_is_zero", message, name)
+    if not largest:
         message = f"{shown(name)} is all zeros, which point nowhere: no cosine is defined. Remove the row."
         raise RowRefusedError("vector_is_zero", message, name)
     return vector

@@ -66,8 +66,8 @@ def _cut(members: Integers, lengths: tuple[Lengths, Lengths], axis: int, size: i
     # Of each batch the longest; of what it is sorted by, that is the last one.
     starts = np.arange(0, n, size)
     longest = [np.maximum.reduceat(each[ordered], starts).astype(np.int64) for each in lengths]
-    short = sum(np.maximum.accumulate(each) for each in longest)
-    long = sum(np.maximum.accumulate(each[::-1])[::-1] for each in longest)
+    short = np.sum([np.maximum.accumulate(each) for each in longest], axis=0)
+    long = np.sum([np.maximum.accumulate(each[::-1])[::-1] for each in longest], axis=0)
     counts = starts[fewest : batches - fewest + 1]  # of the part of short ones
     tokens = counts * short[fewest - 1 : batches - fewest] + (n - counts) * long[fewest : batches - fewest + 1]
     best = int(tokens.argmin())

@@ -198,7 +198,9 @@ KINDS = [
     Bad("a boolean in a vector", lines(*VECTORS, {"vector": [1, True], "label": "x"}), 4, "vector", "row_invalid_type", "numbers"),
     Bad("a vector that is none", lines(*VECTORS, {"vector": "0.1 0.2", "label": "x"}), 4, "vector", "row_invalid_type", "numbers"),
     Bad("an infinite vector", lines(*VECTORS, '{"vector": [1e999, 1], "label": "x"}'), 4, "vector", "not_finite", "Remove"),
-    Bad("an integer beyond floats", lines(*VECTORS, {"vector": [10**400, 1], "label": "x"}), 4, "vector", "not_finite", "double"),
+    Bad("an integer beyond floats", lines(*VECTORS, {"vector": [10**400, 1], "label": "x"}), 4, "vector", "not_finite", "single"),
+    Bad("a number beyond float32", lines(*VECTORS, {"vector": [1, 1e300], "label": "x"}), 4, "vector", "not_finite", "single"),
+    Bad("zero in float32", lines(*VECTORS, {"vector": [1e-300, 0], "label": "x"}), 4, "vector", "vector_is_zero", "Scale"),
     Bad("zeros", lines(*VECTORS, {"vector": [0, -0.0], "label": "x"}), 4, "vector", "vector_is_zero", "Remove the row"),
     # Tables
     Bad("a short row", table(HEADER, "a,b", "c", "d,e"), 3, None, "row_ragged", "Quote the cells"),
