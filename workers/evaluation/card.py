@@ -188,9 +188,9 @@ def _limits(run: Run) -> str:
     return f"""## Intended use and limits
 
 Search, clustering and comparison of {noun} like those it was trained on, by cosine similarity. A cosine is no
-probability: choose thresholds on data of your own. It is measured on one split of one data set; on {noun} of other kinds
-and in other languages it may be worse than the {base}. It takes over what is biased in the {base} and in
-the training data. Vectors of different models must not be compared.
+probability: choose thresholds on data of your own. It is measured on one split of one data set; on {noun} of other
+kinds and in other languages it may be worse than the {base}. It takes over what is biased in the {base}
+and in the training data. Vectors of different models must not be compared.
 
 ## Licence
 

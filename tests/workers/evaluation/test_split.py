@@ -56,49 +56,68 @@ def test_a_long_chain_is_one_group(tmp_path: Path) -> None:
 @pytest.mark.parametrize("rows", [SHARING, TRIPLETS, VIEWS, LABELLED], ids=["pairs", "triplets", "views", "labels"])
 def test_batches_hold_every_other_row_and_no_text_of_the_split(tmp_path: Path, rows: list[Row]) -> None:
     data = prepared(tmp_path / "p", rows)
-    split = carved(data, 0.1, seed=0)
+    split = carved([data], 0.1, seed=0)
     assert split is not None
     assert 0.03 * len(rows) <= split.evaluation.row_count <= 0.15 * len(rows)
-    assert split.evaluation.row_count + split.training.row_count == len(rows)
+    assert split.evaluation.row_count + split.training[0].row_count == len(rows)
 
-    drawn = {int(c) for batch in Batches(split.training, batch_size=8, seed=0).epoch(0) for c in batch.contents}
+    drawn = {int(c) for batch in Batches(split.training[0], batch_size=8, seed=0).epoch(0) for c in batch.contents}
 
     assert not drawn & used_contents(split.evaluation)
-    assert len(used_contents(split.training) - drawn) <= 0.1 * len(drawn), "a batch can't hold all: texts are shared"
+    assert len(used_contents(split.training[0]) - drawn) <= 0.1 * len(drawn), "a batch can't hold all: texts are shared"
 
 
 def test_both_sides_have_pairs_of_a_label_and_a_small_one_stays_with_training(tmp_path: Path) -> None:
     data = prepared(tmp_path / "p", LABELLED)
-    split = carved(data, 0.2, seed=0)
+    split = carved([data], 0.2, seed=0)
     assert split is not None
     assert data.labels is not None
 
     held_out = np.bincount(data.labels[split.evaluation.rows], minlength=len(data.label_names))
-    kept = np.bincount(data.labels[split.training.rows], minlength=len(data.label_names))
+    kept = np.bincount(data.labels[split.training[0].rows], minlength=len(data.label_names))
     assert set(np.flatnonzero(held_out == 1)) == set()
     assert (kept >= 2).all()
     assert held_out[data.label_names.index("few")] == 0
 
 
+def test_no_training_file_holds_a_text_of_the_split(tmp_path: Path) -> None:
+    files = [prepared(tmp_path / "p", SHARING), prepared(tmp_path / "q", [*LABELLED, *(labelled("q7", "a"),) * 2])]
+    files.append(prepared(tmp_path / "r", [pair(f"q{a}", f"elsewhere {a}") for a in range(400)]))
+    split = carved(files, 0.1, seed=0)
+    assert split is not None
+    held_out = used_contents(split.evaluation)
+
+    assert not any(held_out & used_contents(data) for data in split.training)
+    asked = {row.inputs[0] for row in (SHARING[row] for row in split.evaluation.rows)}
+    assert split.training[2].row_count == 400 - len(asked), "the other rows stay"
+    assert [data.fingerprint == whole.fingerprint for data, whole in zip(split.training, files, strict=True)][
+        2
+    ] is False
+
+
+def test_too_little_left_of_another_file_makes_no_split(tmp_path: Path) -> None:
+    assert carved([prepared(tmp_path / name, SHARING[:size]) for name, size in (("p", 300), ("q", 1))], 0.1, 0) is None
+
+
 def test_the_split_is_the_seeds_and_its_id_the_contents(tmp_path: Path) -> None:
     data = prepared(tmp_path / "p", SHARING)
-    one, again, other = (carved(data, 0.1, seed) for seed in (0, 0, 1))
+    one, again, other = (carved([data], 0.1, seed) for seed in (0, 0, 1))
     assert None not in (one, again, other)
     assert one.id == again.id != other.id
 
-    turned = given(data, prepared(tmp_path / "q", [SHARING[row] for row in one.evaluation.rows[::-1]]))
+    turned = given([data], prepared(tmp_path / "q", [SHARING[row] for row in one.evaluation.rows[::-1]]))
     assert turned.id == one.id
 
 
 def test_rows_that_are_all_connected_are_not_split(tmp_path: Path) -> None:
-    assert carved(prepared(tmp_path / "p", [pair("hub", a) for a in range(200)]), 0.1, seed=0) is None
+    assert carved([prepared(tmp_path / "p", [pair("hub", a) for a in range(200)])], 0.1, seed=0) is None
 
 
 def test_queries_know_all_their_answers_and_distractors_are_none_of_them(tmp_path: Path) -> None:
     data = prepared(tmp_path / "p", SHARING)
-    split = carved(data, 0.1, seed=0)
+    split = carved([data], 0.1, seed=0)
     assert split is not None
-    asked = questions_of(split.evaluation, split.training, seed=0)
+    asked = questions_of(split.evaluation, split.training[0], seed=0)
 
     known: dict[str, set[str]] = {}
     for row in split.evaluation.rows:
