@@ -157,33 +157,11 @@ class _Run:
         checkpoints = Checkpoints(stored, trainer, self._recorder, method.checkpointing, evaluation=evaluating)
         before = _validation_loss(trainer, held_out)
         self._recorder.say(f"Training {job.model} on {encoder.device}: {trainer.total_steps} steps")
-        self._train(trainer, checkpoints, evaluating)
+        take_steps(trainer, checkpoints, evaluating, self._recorder, self._stop)
         found = self._evaluated(evaluating, job, files)
         self._compare(before, _validation_loss(trainer, held_out))
         run = self._card(job, base_model, trainer, prepared, found)
         self._publish(job, encoder, base_model, folder, run)
-
-    def _train(self, trainer: Trainer, checkpoints: Checkpoints, evaluating: JobEvaluation) -> None:
-        """Take the steps that are left, keep the state after the last one, and put the model's weights in place."""
-
-        def on_step(report: StepReport) -> None:
-            self._recorder.step(report)
-            checkpoints.after_step(report)
-            # Last: of a stop in the middle of it nothing but this is to be done again.
-            evaluating.after_step(report)
-
-        checkpoints.resume()
-        try:
-            with evaluating.until_stopped():
-                evaluating.begin()
-                if not evaluating.stopped:
-                    trainer.run(on_step=on_step, should_stop=self._stop)
-        except TrainingInterrupted:
-            checkpoints.save()
-            raise
-        self._recorder.flush()
-        checkpoints.save()
-        evaluating.keep()
 
     def fail(self, code: str, message: str) -> None:
         """End the job with a reason."""
@@ -328,6 +306,39 @@ class _Run:
                 return models.is_registered(session, name)
 
         return patiently(read)
+
+
+def take_steps(
+    trainer: Trainer,
+    checkpoints: Checkpoints,
+    evaluating: JobEvaluation,
+    recorder: Recorder,
+    should_stop: Callable[[], bool],
+) -> None:
+    """Take the steps that are left, keep the state after the last one, and put the model's weights in place.
+
+    Raises what `Trainer.run` and `JobEvaluation.begin` raise, but for StoppedEarly.
+    """
+
+    def on_step(report: StepReport) -> None:
+        recorder.step(report)
+        checkpoints.after_step(report)
+        # Last: a stop in the middle of it leaves a whole checkpoint, from which only this is done again.
+        evaluating.after_step(report)
+
+    checkpoints.resume()
+    try:
+        with evaluating.until_stopped():
+            evaluating.begin()
+            if not evaluating.stopped:
+                trainer.run(on_step=on_step, should_stop=should_stop)
+    except TrainingInterrupted:
+        checkpoints.save()
+        raise
+    recorder.flush()
+    checkpoints.save()
+    # Not before: a checkpoint holds the weights of its step.
+    evaluating.keep()
 
 
 def _validation_loss(trainer: Trainer, data: Prepared | None) -> float | None:
