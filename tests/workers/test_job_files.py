@@ -132,6 +132,21 @@ def test_two_files_of_different_formats_are_mixed_and_each_ones_share_is_told(
         "Read 40 rows with 40 different texts",
         "Read 6 rows with 12 different texts",
     ]
+    card = shared.request("GET", f"/v1/models/{job.fine_tuned_model}/card").text
+    assert f"| training | `{pairs_file}` | 20 |" in card
+    assert f"| training | `{labelled_file}` | 40 |" in card
+
+
+def test_texts_that_are_held_out_of_one_file_are_left_out_of_the_others(shared: Installation) -> None:
+    rows = [{"anchor": f"word {number}", "positive": f"said {number} again"} for number in range(120)]
+    others = [{"anchor": row["positive"], "positive": f"{row['anchor']} once more"} for row in rows]
+    job = create(shared, shared.upload(rows), {"additional_training_files": [shared.upload(others)]})
+    job = shared.prepare(job)
+
+    assert data_of(job)["eval_split"] == 0.1
+    messages = messages_of(shared, job.id)
+    assert any(message.startswith("12 of 120 rows are held out") for message in messages)
+    assert "12 rows of the additional training files hold a text of these, and are left out" in messages
 
 
 def test_what_is_automatic_is_chosen_for_the_rows_of_all_files(
@@ -262,6 +277,14 @@ def test_a_beir_triple_trains_and_is_validated_on_other_judgements(
     assert "Read 20 rows with 40 different texts" in messages
     assert "Read 6 rows with 12 different texts" in messages
     assert any(message.startswith("Validation loss: ") for message in messages)
+    found = shared.request("GET", f"/v1/fine_tuning/jobs/{job.id}/evaluation").json()
+    assert (found["split"]["file"], found["split"]["queries"], found["split"]["documents"]) == (held_out, 6, 26)
+    answers = {row["anchor"]: f"Page {row['positive']}" for row in HELD_OUT}
+    assert all(answers[each["query"]] == each["answer"] for each in found["gained"] + found["lost"])
+    card = shared.request("GET", f"/v1/models/{job.fine_tuned_model}/card").text
+    assert [line.split(" | ")[0] for line in card.splitlines() if "`file-" in line] == [
+        "| training", "| evaluation", "| corpus", "| queries"
+    ]  # fmt: skip
 
 
 def test_judgements_are_mixed_as_rows_are(shared: Installation, texts: dict[str, str], judged: str) -> None:

@@ -1,7 +1,7 @@
 """What an encoder is asked on the rows of a split: which texts look for which.
 
     pairs, triplets, views   each row's first text looks for its others, among the answers of all rows, their hard
-                             negatives, and answers out of the training file that make the search harder
+                             negatives, and answers out of the first training file that make the search harder
     labels                   each text looks for those of its label, among all others of the split
 
 Texts with equal contents are one. A text never finds itself.
