@@ -82,7 +82,7 @@ def test_what_the_page_on_data_shows_works(
     monkeypatch.setenv("OPENAI_API_KEY", shared.key)
     page = ROOT / "docs" / "data.md"
     files, look = code_blocks(page, "sh")
-    mixed, triple = code_blocks(page, "python")
+    mixed, triple, *_ = code_blocks(page, "python")
 
     subprocess.run(["bash", "-euc", files], check=True)
     command = [sys.executable, "-m", "service", *shlex.split(look)[1:], "--no-probe"]
@@ -174,7 +174,7 @@ def test_a_job_waits_for_its_further_files(shared: Installation, pairs_file: str
     ("content", "code", "words"),
     [
         pytest.param(b'{"anchor": "a"}\n', "file_invalid", "late.jsonl: 1 of 1 rows", id="unusable"),
-        pytest.param(lines(VECTORS), "invalid_value", "holds vectors of 3 numbers", id="vectors"),
+        pytest.param(lines(VECTORS), "invalid_value", "holds vectors, and tiny/bert reads texts", id="vectors"),
         pytest.param(qrels(range(5)), "relevance_without_texts", "data.corpus", id="relevance"),
     ],
 )
@@ -198,7 +198,7 @@ def test_a_job_whose_further_file_turns_out_to_be_of_no_use_fails_unprepared(
         pytest.param("unknown", ".0", "not_found", "no file 'file-unknown'", id="unknown"),
         pytest.param("another team's", ".0", "not_found", "There is no file", id="another team's"),
         pytest.param("bad", ".0", "file_invalid", "can't be used", id="unusable"),
-        pytest.param("vectors", ".1", "invalid_value", "Train on them in jobs of their own", id="vectors with texts"),
+        pytest.param("vectors", ".1", "invalid_value", "Train an adapter on it", id="vectors with texts"),
         pytest.param("sixteen", "", "out_of_range", "at most 15", id="too many"),
         pytest.param("judged", ".0", "relevance_without_texts", "data.corpus and data.queries", id="relevance file"),
         pytest.param("one label", ".0", "too_few_classes", "hold a second label", id="one label, nearly"),
