@@ -2,7 +2,15 @@
 
 from typing import Literal, TypeVar
 
-from api_schemas.jobs import ContrastiveLoss, DataOptions, Method, OpenAIHyperparameters
+from api_schemas.jobs import (
+    Contrastive,
+    ContrastiveHyperparameters,
+    ContrastiveLoss,
+    DataOptions,
+    EvaluationOptions,
+    Method,
+    OpenAIHyperparameters,
+)
 
 Value = TypeVar("Value")
 
@@ -26,12 +34,27 @@ ROWS_SEEN = 10_000
 MOST_EPOCHS = 10
 #: A batch leaves at least this many steps in an epoch, as far as the data allows.
 FEWEST_STEPS_PER_EPOCH = 4
+#: An evaluation split holds this share of the rows …
+EVAL_SHARE = 0.1
+#: … but no more than this …
+MOST_EVAL_ROWS = 1000
+#: … and of files with fewer rows than this nothing: they need them all.
+FEWEST_ROWS_TO_SPLIT = 100
+#: Evaluations while training.
+EVALUATIONS = 10
 
 
-def resolve(method: Method, openai: OpenAIHyperparameters | None, *, rows: int, max_seq_length: int | None) -> Method:
+def resolve(
+    method: Method,
+    openai: OpenAIHyperparameters | None,
+    *,
+    rows: int,
+    max_seq_length: int | None,
+    split_rows: int | None = None,
+) -> Method:
     """The method without any `auto`, for training files of `rows` rows together and an encoder's `max_seq_length`.
 
-    That is None for what reads vectors.
+    That is None for what reads vectors. split_rows: rows of the file that rows are held out of; None: `rows`.
 
     What `method` says wins over what OpenAI's older `hyperparameters` say.
     """
@@ -48,9 +71,13 @@ def resolve(method: Method, openai: OpenAIHyperparameters | None, *, rows: int, 
             "max_seq_length": _length(asked.max_seq_length, max_seq_length),
         }
     )
-    loss = _resolved_loss(method.contrastive.loss)
-    data = _resolved_data(method.contrastive.data)
-    contrastive = method.contrastive.model_copy(update={"data": data, "loss": loss, "hyperparameters": hyperparameters})
+    update = {
+        "data": _resolved_data(method.contrastive.data, rows if split_rows is None else split_rows),
+        "loss": _resolved_loss(method.contrastive.loss),
+        "hyperparameters": hyperparameters,
+        "evaluation": _resolved_evaluation(method.contrastive, hyperparameters, rows),
+    }
+    contrastive = method.contrastive.model_copy(update=update)
     return method.model_copy(update={"contrastive": contrastive})
 
 
@@ -73,9 +100,30 @@ def _resolved_loss(loss: ContrastiveLoss) -> ContrastiveLoss:
     )
 
 
-def _resolved_data(data: DataOptions) -> DataOptions:
+def _resolved_data(data: DataOptions, split_rows: int) -> DataOptions:
     # Every encoder there is packs its texts: there is no padding to save.
-    return data.model_copy(update={"bucket_by_length": _first(data.bucket_by_length, False)})
+    update = {
+        "bucket_by_length": _first(data.bucket_by_length, False),
+        "eval_split": _first(data.eval_split, _eval_share(split_rows)),
+    }
+    return data.model_copy(update=update)
+
+
+def _resolved_evaluation(
+    contrastive: Contrastive, hyperparameters: ContrastiveHyperparameters, rows: int
+) -> EvaluationOptions:
+    asked = contrastive.evaluation
+    every = asked.every_steps
+    if every is None and (asked.keep == "best" or contrastive.early_stopping is not None):
+        every = "auto"
+    if every == "auto":
+        steps = int(hyperparameters.n_epochs) * -(-rows // int(hyperparameters.batch_size))
+        every = max(1, min(steps, hyperparameters.max_steps or steps) // EVALUATIONS)
+    return asked.model_copy(update={"every_steps": every})
+
+
+def _eval_share(rows: int) -> float:
+    return 0.0 if rows < FEWEST_ROWS_TO_SPLIT else min(EVAL_SHARE, MOST_EVAL_ROWS / rows)
 
 
 def _first(*choices: Value | Literal["auto"]) -> Value:

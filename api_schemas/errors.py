@@ -56,6 +56,7 @@ ERROR_CODES: dict[str, ErrorKind] = {
     # Who and what
     "invalid_api_key": ErrorKind(401, "authentication_error", "No valid API key was sent."),
     "not_found": ErrorKind(404, _REQUEST, "There is no such thing, or it belongs to another team."),
+    "no_evaluation": ErrorKind(404, _REQUEST, "The job has no evaluation, or not yet; the message says why."),
     "model_not_found": ErrorKind(404, _REQUEST, "There is no such model."),
     "method_not_allowed": ErrorKind(405, _REQUEST, "The route exists, but not with this method."),
     # State

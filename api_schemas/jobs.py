@@ -8,6 +8,7 @@ from pydantic_core.core_schema import ValidationInfo
 
 from api_schemas.base import Auto, PrintableStr, RequestModel, ResponseModel
 from api_schemas.errors import ErrorDetail
+from api_schemas.evaluation import MetricName
 from api_schemas.files import DataFormat
 
 JobStatus = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
@@ -141,6 +142,13 @@ class DataOptions(RequestModel):
             )
         return queries
 
+    eval_split: Annotated[float, Field(ge=0, le=0.5)] | Auto = Field(
+        default="auto",
+        description="Share of the rows of training_file that is not trained on but asked about, taken by whole groups "
+        "of rows that share texts; rows of additional_training_files that hold one of these texts are left out. auto: "
+        "a tenth, of at most 1000 rows; none under 100 rows or with a validation_file.",
+    )
+
     @property
     def as_uploaded(self) -> bool:
         """Whether the files are read as they were when they were uploaded."""
@@ -169,6 +177,33 @@ class Checkpointing(RequestModel):
     )
 
 
+class EvaluationOptions(RequestModel):
+    """What is measured on the evaluation split, and how often. See docs/evaluation.md."""
+
+    every_steps: Annotated[int, Field(ge=1)] | Auto | None = Field(
+        default=None,
+        description="Measure every so many steps while training; auto: ten times in all; null: before and after only, "
+        "unless early stopping or keep: best need more.",
+    )
+    metric: MetricName | Auto = Field(
+        default="auto", description="The main metric; auto: mrr, and map@r for labelled texts."
+    )
+    keep: Literal["best", "last"] = Field(
+        default="last", description="Which weights become the model: those of the last step, or of the best metric."
+    )
+
+
+class EarlyStoppingOptions(RequestModel):
+    """When training ends before its last step."""
+
+    patience: Annotated[int, Field(ge=1, le=1000)] = Field(
+        default=3, description="Stop after so many evaluations in a row without a new best."
+    )
+    min_delta: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.0, description="By how much more than the best the metric must be to be a new one."
+    )
+
+
 class Contrastive(RequestModel):
     """Contrastive fine-tuning: pull what is alike together, push the rest apart."""
 
@@ -177,6 +212,8 @@ class Contrastive(RequestModel):
     loss: ContrastiveLoss = Field(default_factory=ContrastiveLoss)
     hyperparameters: ContrastiveHyperparameters = Field(default_factory=ContrastiveHyperparameters)
     checkpointing: Checkpointing = Field(default_factory=Checkpointing)
+    evaluation: EvaluationOptions = Field(default_factory=EvaluationOptions)
+    early_stopping: EarlyStoppingOptions | None = Field(default=None, description="null: take all steps.")
 
 
 class Method(RequestModel):
@@ -202,7 +239,8 @@ class JobCreate(RequestModel):
     model: str = Field(description="What to start from: a base model's name, or the id of a tuned model.")
     training_file: str = Field(description="Id of an uploaded file of training rows.")
     validation_file: str | None = Field(
-        default=None, description="Id of a file whose loss is taken before and after training."
+        default=None,
+        description="Id of a file that the job is evaluated on, before and after; not trained on.",
     )
     method: Method = Field(default_factory=Method)
     hyperparameters: OpenAIHyperparameters | None = None

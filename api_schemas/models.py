@@ -31,3 +31,6 @@ class Model(ResponseModel):
     )
     fine_tuning_job: str | None = Field(default=None, description="The job that made it.")
     training_file: str | None = Field(default=None, description="The file it learned from.")
+    evaluation_split: str | None = Field(
+        default=None, description="The id of the rows that its job's evaluation asked about."
+    )

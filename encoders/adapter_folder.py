@@ -20,7 +20,8 @@ KIND = "vector-adapter"
 FORMS: tuple[Form, ...] = ("linear", "mlp")
 
 _CONFIG_LIMIT = 1 << 16
-_FILES = {CONFIG, WEIGHTS, "README.md", "manifest.json"}
+# The pictures are those of the model card.
+_FILES = {CONFIG, WEIGHTS, "README.md", "training.svg", "cosines.svg", "manifest.json"}
 #: What files of vectors hold at most.
 _LARGEST_DIMENSION = 16384
 

@@ -32,7 +32,8 @@ _JSON_LIMITS = {
     POOLING: 1 << 16,
     "2_Normalize/config.json": 1 << 16,
 }
-_OTHER_FILES = {WEIGHTS, "vocab.txt", "README.md", ".gitattributes"}
+# The pictures are those of the model card.
+_OTHER_FILES = {WEIGHTS, "vocab.txt", "README.md", "training.svg", "cosines.svg", ".gitattributes"}
 _FOLDERS = {"1_Pooling", "2_Normalize"}
 _NEEDED = ("modules.json", "config.json", TOKENIZER, WEIGHTS, POOLING)
 

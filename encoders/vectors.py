@@ -46,7 +46,8 @@ _README = """# A fine-tuned adapter for vectors
 Takes vectors of {dimension} numbers, made by the encoder that made those it was trained on, to vectors of {dimension}
 numbers of length 1; two are as alike as their dot product says. The encoder itself is not in here.
 
-```python
+{usage}"""
+_USAGE = """```python
 import numpy as np
 from safetensors.numpy import load_file
 
@@ -115,6 +116,10 @@ class VectorAdapter(nn.Module):
         found: np.ndarray = F.normalize(self(rows), dim=-1).cpu().numpy()
         return found
 
+    def usage(self) -> str:
+        """How to use its folder with numpy, in Markdown."""
+        return _USAGE.format(dimension=self.dimension, weights=WEIGHTS, formula="\n".join(_FORMULAS[self.form]))
+
     def save(self, folder: Path) -> None:
         """Write a folder that `load` opens, and flush it to the disk. `folder` must be empty or not exist.
 
@@ -129,7 +134,7 @@ class VectorAdapter(nn.Module):
         write_tensors(weights, folder / WEIGHTS)
         config = {"kind": KIND, "form": self.form, "dimension": self.dimension}
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        readme = _README.format(dimension=self.dimension, weights=WEIGHTS, formula="\n".join(_FORMULAS[self.form]))
+        readme = _README.format(dimension=self.dimension, usage=self.usage())
         (folder / "README.md").write_text(readme, encoding="utf-8")
         flush(folder)
 

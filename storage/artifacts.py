@@ -186,6 +186,10 @@ class ArtifactStore:
             raise _corrupt(artifact, wrong)
         return folder
 
+    def card(self, artifact: str) -> str:
+        """The model card in a published model's folder. Raises FileNotFoundError."""
+        return (self.model(artifact) / "README.md").read_text("utf-8")
+
     def delete_model(self, artifact: str) -> None:
         """Remove a published model's folder; fine if it is gone."""
         shutil.rmtree(self.model(artifact), ignore_errors=True)

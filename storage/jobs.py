@@ -317,6 +317,17 @@ def record_steps(
         _add_event(session, row, "info", message, metrics=news)
 
 
+def record_evaluation(session: Session, job_id: str, attempt: int, evaluation: dict[str, Any], message: str) -> None:
+    """Keep what the API answers for the evaluation, and write an event that sums it up. Raises StaleAttempt.
+
+    Writing the same again changes nothing: the answer to the first commit may have been lost.
+    """
+    row = running(session, job_id, attempt)
+    if row.evaluation != evaluation:
+        row.evaluation = evaluation
+        _add_event(session, row, "info", message)
+
+
 def succeed(
     session: Session,
     job_id: str,
@@ -463,6 +474,7 @@ def _next_attempt(session: Session, row: Job) -> None:
     row.lease_expires_at = None
     row.progress = None
     row.pause_asked = False
+    row.evaluation = None
     queue.put(session, row.team_id, queue.TRAIN, [row.id, row.attempt])
 
 

@@ -29,6 +29,7 @@ def add(
         job_id=job.id,
         training_file=job.training_file,
         artifact=artifact_name(job),
+        evaluation_split=job.evaluation["split"]["id"] if job.evaluation else None,
         weights_sha256=weights_sha256,
         reads=job.reads,
         dimension=dimension,

@@ -160,6 +160,8 @@ class Job(TeamOwned, Base):
     # Of a running job, whose worker then stops at a checkpoint and makes it `paused`.
     pause_asked: Mapped[bool] = mapped_column(server_default=false())
     progress: Mapped[dict[str, Any] | None]
+    # What the API answers for /v1/fine_tuning/jobs/{id}/evaluation, as it is.
+    evaluation: Mapped[dict[str, Any] | None]
     error: Mapped[dict[str, Any] | None]
     fine_tuned_model: Mapped[str | None]
     trained_tokens: Mapped[int | None] = mapped_column(BigInteger)
@@ -212,6 +214,8 @@ class Model(TeamOwned, Base):
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
     training_file: Mapped[str]
     artifact: Mapped[str]
+    # The id of the split it was evaluated on.
+    evaluation_split: Mapped[str | None]
     weights_sha256: Mapped[str]
     reads: Mapped[Reads] = mapped_column(Text, server_default="texts")
     dimension: Mapped[int]

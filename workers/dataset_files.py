@@ -5,7 +5,7 @@ With `data.corpus` and `data.queries` they are relevance files, and their rows a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -119,6 +119,11 @@ class DatasetFiles:
 
         corpus, queries = self._texts
         return beir.validate(corpus.path, queries.path, stored.path, filename=stored.filename, on_read=on_read)
+
+    def rows(self, stored: StoredDataset, numbers: Collection[int]) -> dict[int, Row]:
+        """Some rows of a verified file as they were sent, by number from 0; read through up to the last of them."""
+        found = zip(range(max(numbers, default=-1) + 1), self._rows(stored), strict=False)
+        return {number: row for number, row in found if number in numbers}
 
     @cached_property
     def _texts(self) -> tuple[StoredDataset, StoredDataset] | None:

@@ -33,6 +33,7 @@ from workers.data.overlap import MOST_OF_IT, rows_in_training
 from workers.data.preparation import NoRowsError, PreparationStopped
 from workers.data.prepared import Prepared
 from workers.dataset_files import DatasetFiles, StoredDataset
+from workers.evaluation.plan import NotEvaluableError, split_for
 from workers.patience import patiently
 from workers.training.batches import NoBatchError
 from workers.training.mixing import Mixture
@@ -73,7 +74,7 @@ def prepare(settings: StorageSettings, database: Database, job_id: str, stop: th
         _fail(database, job_id, refusal.code, str(refusal))
     except (validation.DatasetError, NoRowsError) as refusal:
         _fail(database, job_id, "file_invalid", str(refusal))
-    except (NoBatchError, WrongAdapterError) as refusal:
+    except (NoBatchError, WrongAdapterError, NotEvaluableError) as refusal:
         _fail(database, job_id, "invalid_value", str(refusal))
     except EncoderError as error:
         _fail(database, job_id, "weights_unavailable", str(error))
@@ -137,17 +138,21 @@ class _Preparation:
         limit = min(asked, tokenizer.max_seq_length) if isinstance(asked, int) else tokenizer.max_seq_length
         training = [self._prepared(files, file_id, limit) for file_id in job_files.training_ids(self._job)]
         held_out = self._job.validation_file
-        validation = [self._prepared(files, held_out, limit)] if held_out else []
+        validation = self._prepared(files, held_out, limit) if held_out else None
         method = self._resolved(training)
         self._check_mixture(training)
         if self._job.reads == "vectors":
             method = with_form(method, folder, training[0])
-        for each in [*training, *validation]:
-            self._check(each, method)
-        for each in validation:
+        held_out_rows = [] if validation is None else [validation]
+        for each in [*training, *held_out_rows]:
+            self._check_format(each, method)
+        for each in held_out_rows:
             if training[0].vectors is not None:
                 check_dimension(dimension_of(training[0]), each, "The training file")
             self._check_overlap(training, each)
+        method, split = split_for(method, training, validation, self._job.seed, asked=self._method, say=self._say)
+        for each in [*(split.training if split else training), *held_out_rows]:
+            self._check_batches(each, method)
         return method
 
     def _dataset_files(self, tokenizer: TextTokenizer | NoTokenizer) -> DatasetFiles:
@@ -188,7 +193,13 @@ class _Preparation:
     def _resolved(self, training: Sequence[Prepared]) -> Method:
         older = self._job.openai_hyperparameters
         openai = OpenAIHyperparameters(**older) if older else None
-        return resolve(self._method, openai, rows=sum(map(len, training)), max_seq_length=self._job.max_seq_length)
+        return resolve(
+            self._method,
+            openai,
+            rows=sum(map(len, training)),
+            max_seq_length=self._job.max_seq_length,
+            split_rows=len(training[0]),
+        )
 
     def _check_mixture(self, training: Sequence[Prepared]) -> None:
         """Raises NotTrainableError if one encoder can't read all of the files."""
@@ -200,8 +211,8 @@ class _Preparation:
                 "vectors of another dimension. Train on them in jobs of their own.",
             )
 
-    def _check(self, data: Prepared, method: Method) -> None:
-        """Raises NotTrainableError or NoBatchError if no step can be taken on the data."""
+    def _check_format(self, data: Prepared, method: Method) -> None:
+        """Raises NotTrainableError if the model or the loss is not for rows like these."""
         wrong = wrong_file(self._job.model, self._job.reads, data.format)
         if wrong is not None:
             raise NotTrainableError("invalid_value", wrong)
@@ -211,6 +222,9 @@ class _Preparation:
                 "`method.contrastive.loss.symmetric` says in which direction the pairs of a file are compared, and the "
                 f"rows of this one are {data.format}, which are all compared with one another. Leave it out.",
             )
+
+    def _check_batches(self, data: Prepared, method: Method) -> None:
+        """Raises NoBatchError if no step can be taken on the data."""
         batch_size = method.contrastive.hyperparameters.batch_size
         assert batch_size != "auto"  # noqa: S101 (resolved)
         Mixture([data], batch_size=batch_size, seed=self._job.seed, epochs=1, max_steps=1)

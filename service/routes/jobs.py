@@ -11,8 +11,9 @@ from fastapi import APIRouter, Depends, Header, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
-from api_schemas.defaults import SMALLEST_BATCH, openai_view, resolve
+from api_schemas.defaults import FEWEST_ROWS_TO_SPLIT, SMALLEST_BATCH, openai_view, resolve
 from api_schemas.errors import ErrorDetail, LikenessError
+from api_schemas.evaluation import Evaluation
 from api_schemas.inputs import wrong_file, wrong_option
 from api_schemas.jobs import (
     ENDED,
@@ -55,6 +56,7 @@ def existing_job(job_id: str, caller: CallerDep, state: StateDep) -> str:
 @router.post("")
 def create_job(request: JobCreate, caller: CallerDep, state: StateDep) -> Job:
     """Fine-tune a model on a file. Everything but `model` and `training_file` has a default."""
+    _check_split(request)
     with state.database.session(caller.team_id) as session:
         model = find_model(session, state.settings, request.model)
         _refuse(job_refusals.named_twice(request))
@@ -188,6 +190,36 @@ def get_metrics(job_id: str, caller: CallerDep, state: StateDep) -> Metrics:
     with state.database.session(caller.team_id) as session:
         steps = [StepMetrics(**values) for values in jobs.metrics(session, jobs.get(session, job_id))]
     return Metrics(data=steps, summary=_summary(steps))
+
+
+@router.get("/{job_id}/evaluation")
+def get_evaluation(job_id: str, caller: CallerDep, state: StateDep) -> Evaluation:
+    """The base and the tuned encoder on rows that were not trained on, and how sure the difference is."""
+    with state.database.session(caller.team_id) as session:
+        row = jobs.get(session, job_id)
+        if row.evaluation is None:
+            raise LikenessError("no_evaluation", _reason_for_no_evaluation(row))
+        return Evaluation(**row.evaluation)
+
+
+def _reason_for_no_evaluation(row: tables.Job) -> str:
+    if row.state == "succeeded":
+        return (
+            f"Job {row.id} was not evaluated, for the reason that its events tell: most often its training file has "
+            f"under {FEWEST_ROWS_TO_SPLIT} rows. Create it with a `validation_file`, or with "
+            "`method.contrastive.data.eval_split`."
+        )
+    if row.state in ENDED:
+        return f"Job {row.id} has not come as far as its evaluation; it ended as {row.state}."
+    return f"Job {row.id} is {row.state}; its evaluation is there once it is trained."
+
+
+def _check_split(request: JobCreate) -> None:
+    """Refuse two evaluation splits."""
+    if request.validation_file is not None and request.method.contrastive.data.eval_split not in ("auto", 0):
+        param = "method.contrastive.data.eval_split"
+        message = f"`{param}` must be left out with a `validation_file`, which is what the job is evaluated on."
+        raise LikenessError("invalid_value", message, param=param)
 
 
 def _check_usable(request: JobCreate, file: tables.File, param: str) -> None:

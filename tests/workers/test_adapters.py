@@ -135,6 +135,27 @@ def test_events_and_metrics_speak_of_vectors(shared: Installation, trained: Any)
     assert [step["tokens_per_second"] for step in steps] == [0, 0, 0]
 
 
+def test_vectors_are_evaluated_and_the_card_says_how_to_use_them(shared: Installation, trained: Any) -> None:
+    found = shared.request("GET", f"/v1/fine_tuning/jobs/{trained.id}/evaluation").json()
+    assert (found["split"]["rows"], found["split"]["queries"], found["split"]["documents"]) == (40, 40, 120)
+    examples = found["gained"] + found["lost"]
+    assert examples
+    assert {each["query"] for each in examples} <= {f"row {number}" for number in range(1, 41)}
+    card = shared.request("GET", f"/v1/models/{trained.fine_tuned_model}/card").text
+    assert found["summary"] in card
+    assert "numpy" in card
+    assert "entence" not in card
+
+
+def test_labelled_vectors_are_held_out_by_label(shared: Installation) -> None:
+    rows = [{"vector": [number % 5, number, 1.0], "label": "abcde"[number % 5]} for number in range(120)]
+    job = shared.train(create(shared, rows, contrastive={"evaluation": {"every_steps": 2, "keep": "best"}}))
+    assert job.status == "succeeded", job.error
+    found = shared.request("GET", f"/v1/fine_tuning/jobs/{job.id}/evaluation").json()
+    assert (found["metric"], found["split"]["source"]) == ("map@r", "training_file")
+    assert [each["step"] for each in found["history"]] == [0, 2, 3]
+
+
 def test_what_is_published_is_what_is_served(shared: Installation, trained: Any) -> None:
     with shared.database.session_across_teams() as session:
         row = session.scalars(select(Model).where(Model.job_id == trained.id)).one()
@@ -359,7 +380,7 @@ def test_the_documentations_script_works_as_it_is(
     (tmp_path / "vectors.jsonl").write_text(labelled + '{"vector": [0.2, 0.8, 0.4], "label": "billing"}\n')
     monkeypatch.setenv("OPENAI_BASE_URL", f"{shared.url}/v1")
     monkeypatch.setenv("OPENAI_API_KEY", shared.key)
-    create_it, use_it = code_blocks(page, "python")
+    *_, create_it, use_it = code_blocks(page, "python")
     names: dict[str, Any] = {}
     with monkeypatch.context() as there:
         there.chdir(tmp_path)

@@ -82,7 +82,7 @@ def test_what_the_page_on_data_shows_works(
     monkeypatch.setenv("OPENAI_API_KEY", shared.key)
     page = ROOT / "docs" / "data.md"
     files, look = code_blocks(page, "sh")
-    mixed, triple = code_blocks(page, "python")
+    mixed, triple, *_ = code_blocks(page, "python")
 
     subprocess.run(["bash", "-euc", files], check=True)
     command = [sys.executable, "-m", "service", *shlex.split(look)[1:], "--no-probe"]
@@ -132,6 +132,21 @@ def test_two_files_of_different_formats_are_mixed_and_each_ones_share_is_told(
         "Read 40 rows with 40 different texts",
         "Read 6 rows with 12 different texts",
     ]
+    card = shared.request("GET", f"/v1/models/{job.fine_tuned_model}/card").text
+    assert f"| training | `{pairs_file}` | 20 |" in card
+    assert f"| training | `{labelled_file}` | 40 |" in card
+
+
+def test_texts_that_are_held_out_of_one_file_are_left_out_of_the_others(shared: Installation) -> None:
+    rows = [{"anchor": f"word {number}", "positive": f"said {number} again"} for number in range(120)]
+    others = [{"anchor": row["positive"], "positive": f"{row['anchor']} once more"} for row in rows]
+    job = create(shared, shared.upload(rows), {"additional_training_files": [shared.upload(others)]})
+    job = shared.prepare(job)
+
+    assert data_of(job)["eval_split"] == 0.1
+    messages = messages_of(shared, job.id)
+    assert any(message.startswith("12 of 120 rows are held out") for message in messages)
+    assert "12 rows of the additional training files hold a text of these, and are left out" in messages
 
 
 def test_what_is_automatic_is_chosen_for_the_rows_of_all_files(
@@ -159,7 +174,7 @@ def test_a_job_waits_for_its_further_files(shared: Installation, pairs_file: str
     ("content", "code", "words"),
     [
         pytest.param(b'{"anchor": "a"}\n', "file_invalid", "late.jsonl: 1 of 1 rows", id="unusable"),
-        pytest.param(lines(VECTORS), "invalid_value", "holds vectors of 3 numbers", id="vectors"),
+        pytest.param(lines(VECTORS), "invalid_value", "holds vectors, and tiny/bert reads texts", id="vectors"),
         pytest.param(qrels(range(5)), "relevance_without_texts", "data.corpus", id="relevance"),
     ],
 )
@@ -183,7 +198,7 @@ def test_a_job_whose_further_file_turns_out_to_be_of_no_use_fails_unprepared(
         pytest.param("unknown", ".0", "not_found", "no file 'file-unknown'", id="unknown"),
         pytest.param("another team's", ".0", "not_found", "There is no file", id="another team's"),
         pytest.param("bad", ".0", "file_invalid", "can't be used", id="unusable"),
-        pytest.param("vectors", ".1", "invalid_value", "Train on them in jobs of their own", id="vectors with texts"),
+        pytest.param("vectors", ".1", "invalid_value", "Train an adapter on it", id="vectors with texts"),
         pytest.param("sixteen", "", "out_of_range", "at most 15", id="too many"),
         pytest.param("judged", ".0", "relevance_without_texts", "data.corpus and data.queries", id="relevance file"),
         pytest.param("one label", ".0", "too_few_classes", "hold a second label", id="one label, nearly"),
@@ -262,6 +277,14 @@ def test_a_beir_triple_trains_and_is_validated_on_other_judgements(
     assert "Read 20 rows with 40 different texts" in messages
     assert "Read 6 rows with 12 different texts" in messages
     assert any(message.startswith("Validation loss: ") for message in messages)
+    found = shared.request("GET", f"/v1/fine_tuning/jobs/{job.id}/evaluation").json()
+    assert (found["split"]["file"], found["split"]["queries"], found["split"]["documents"]) == (held_out, 6, 26)
+    answers = {row["anchor"]: f"Page {row['positive']}" for row in HELD_OUT}
+    assert all(answers[each["query"]] == each["answer"] for each in found["gained"] + found["lost"])
+    card = shared.request("GET", f"/v1/models/{job.fine_tuned_model}/card").text
+    assert [line.split(" | ")[0] for line in card.splitlines() if "`file-" in line] == [
+        "| training", "| evaluation", "| corpus", "| queries"
+    ]  # fmt: skip
 
 
 def test_judgements_are_mixed_as_rows_are(shared: Installation, texts: dict[str, str], judged: str) -> None:

@@ -3,12 +3,14 @@
 A checkpoint is a folder
 
     encoder.safetensors, optimizer.safetensors, loss.safetensors    weights, moments, temperature and memory
+    evaluation.safetensors    what the base encoder was measured at, and the best weights so far, where there are any
     state.json         the rest of the state, what it belongs to, what made it, and metrics not yet in SQL
     checkpoint.json    what the API tells of it
     manifest.json      SHA-256 sums, written last
 
 published by rename. There are no random states in it: each step draws from a seed of its own, and each epoch's order
-from the job's. It belongs to the run whose fingerprints it has (weights at the start, data, config). One that belongs
+from the job's. It belongs to the run whose fingerprints it has (weights at the start, rows trained on and
+asked about, config). One that belongs
 to another run, or differs from its sums, is passed over and removed, with an event, for the one before.
 
 Why no checkpoint names its attempt: a run is decided by its fingerprints, so a state after step N is the same
@@ -28,7 +30,7 @@ import platform
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 import torch
@@ -48,17 +50,38 @@ DEFAULT_SECONDS = 120.0
 _STATE = "state.json"
 
 
+class Companion(Protocol):
+    """What goes along with a training and has a state of its own, of numbers, strings and tensors."""
+
+    @property
+    def fingerprint(self) -> str | None:
+        """What it depends on, besides what the trainer does."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
 class Checkpoints:
     """The checkpoints of one run. Made before the first step: the encoder's weights are part of what it is."""
 
-    def __init__(self, stored: JobCheckpoints, trainer: Trainer, recorder: Recorder, options: Checkpointing) -> None:
+    def __init__(
+        self,
+        stored: JobCheckpoints,
+        trainer: Trainer,
+        recorder: Recorder,
+        options: Checkpointing,
+        *,
+        evaluation: Companion | None = None,
+    ) -> None:
         self._stored = stored
         self._trainer = trainer
+        self._evaluation = evaluation
         self._recorder = recorder
         self._keep = options.keep
         self._every_steps = options.every_steps
         self._every_seconds = options.every_seconds or (None if options.every_steps else DEFAULT_SECONDS)
-        self._run = _fingerprints(trainer)
+        self._run = _fingerprints(trainer, evaluation)
         self._last: StepReport | None = None
         self._saved_step = 0
         self._saved = time.monotonic()
@@ -102,13 +125,16 @@ class Checkpoints:
 
     def _write(self, folder: Path, report: StepReport) -> None:
         trainer = self._trainer
+        state = {"encoder": trainer.encoder.state_dict(), **trainer.state_dict()}
+        if self._evaluation is not None:
+            state["evaluation"] = self._evaluation.state_dict()
         content = {
             "run": self._run,
             "machine": _machine(trainer),
             # The rest is in SQL already: so every step is there once, also if this process can't write there any more.
             "unwritten": [asdict(step) for step in self._recorder.unwritten],
             "last": asdict(report),
-            "state": state_files.write({"encoder": trainer.encoder.state_dict(), **trainer.state_dict()}, folder),
+            "state": state_files.write(state, folder),
         }
         (folder / _STATE).write_text(json.dumps(content))
         summary = {"created_at": int(time.time()), "train_loss": report.loss}
@@ -121,7 +147,7 @@ class Checkpoints:
         folder = self._stored.folder(step)
         try:
             content = json.loads((folder / _STATE).read_text())
-            if others := [name for name, value in self._run.items() if content["run"].get(name) != value]:
+            if others := [name for name, value in self._run.items() if content["run"].get(name, "") != value]:
                 return f"it was made with other {' and '.join(others)}"
             state = state_files.read(content["state"], folder)
             unwritten = [StepReport(**values) for values in content["unwritten"]]
@@ -129,6 +155,8 @@ class Checkpoints:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, StateFileError) as error:
             return f"it can't be read ({error})"
         self._trainer.encoder.load_state_dict(state.pop("encoder"))
+        if self._evaluation is not None:
+            self._evaluation.load_state_dict(state.pop("evaluation"))
         self._trainer.load_state_dict(state)
         self._last = last
         self._recorder.take_over(unwritten)
@@ -148,7 +176,7 @@ class Checkpoints:
             )
 
 
-def _fingerprints(trainer: Trainer) -> dict[str, Any]:
+def _fingerprints(trainer: Trainer, evaluation: Companion | None) -> dict[str, Any]:
     """What decides a run, by names that people read, as JSON."""
     run = {
         "format": VERSION,
@@ -156,6 +184,8 @@ def _fingerprints(trainer: Trainer) -> dict[str, Any]:
         "data": [data.fingerprint for data in trainer.datasets],
         "settings": asdict(trainer.config),
     }
+    if evaluation is not None:
+        run["evaluation"] = evaluation.fingerprint
     as_read: dict[str, Any] = json.loads(json.dumps(run))
     return as_read
 

@@ -67,7 +67,7 @@ class Mixture:
         self.total_steps = steps if max_steps is None else min(steps, max_steps)
         self.start: Position = (0, *(part for batches in self._batches for part in batches.start))
         self.notices = _notices(self._batches)
-        shares = mixing_shares([len(data) for data in datasets], temperature)
+        shares = mixing_shares([data.row_count for data in datasets], temperature)
         self._sources = _schedule(shares, self.total_steps, seed)
         #: Steps that each dataset has, (datasets,).
         self.steps: list[int] = np.bincount(self._sources, minlength=len(datasets)).tolist()

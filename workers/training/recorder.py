@@ -8,6 +8,7 @@ from typing import Any
 import structlog
 from sqlalchemy.exc import OperationalError
 
+from api_schemas.evaluation import Evaluation
 from storage import jobs
 from storage.database import Database
 from workers.patience import patiently
@@ -42,6 +43,17 @@ class Recorder:
         def write() -> None:
             with self._database.session_across_teams() as session:
                 jobs.record(session, self._attempt.job_id, self._attempt.number, message, level=level)
+
+        patiently(write)
+
+    def evaluated(self, evaluation: Evaluation) -> None:
+        """Keep the evaluation with the job, and tell its main metric."""
+
+        def write() -> None:
+            with self._database.session_across_teams() as session:
+                jobs.record_evaluation(
+                    session, self._attempt.job_id, self._attempt.number, evaluation.model_dump(), evaluation.summary
+                )
 
         patiently(write)
 

@@ -6,7 +6,8 @@ Run as `python -m workers.training.run JOB_ID ATTEMPT` by `workers.tasks`, which
 import errno
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
@@ -14,6 +15,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from api_schemas.errors import LikenessError
+from api_schemas.evaluation import Evaluation
 from api_schemas.jobs import Method
 from encoders import registry
 from encoders.errors import EncoderError
@@ -32,6 +34,9 @@ from workers.data import validation
 from workers.data.preparation import NoRowsError, PreparationStopped
 from workers.data.prepared import Prepared
 from workers.dataset_files import DatasetFiles
+from workers.evaluation import card
+from workers.evaluation.job_evaluation import JobEvaluation, Subject
+from workers.evaluation.plan import split_of
 from workers.patience import patiently
 from workers.training import evaluation, mixing, starting
 from workers.training.batch_loss import yardstick
@@ -136,35 +141,27 @@ class _Run:
         tokenizer = tokenizer_of(job, folder)
         limit = min(config.max_seq_length or 0, tokenizer.max_seq_length)
         files = DatasetFiles(self._settings, self._database, tokenizer, method.data)
-        training = [self._prepared(files, file_id, limit) for file_id in job_files.training_ids(job)]
-        validation = self._prepared(files, job.validation_file, limit) if job.validation_file else None
+        held_out_ids = [job.validation_file] if job.validation_file else []
+        file_ids = [*job_files.training_ids(job), *held_out_ids]
+        prepared = {file_id: self._prepared(files, file_id, limit) for file_id in file_ids}
+        training = [prepared[file_id] for file_id in job_files.training_ids(job)]
+        validation = prepared[job.validation_file] if job.validation_file else None
+        split = split_of(training, validation, method.data.eval_split, job.seed)
+        held_out = split.evaluation if split else None
         encoder = starting.encoder_of(job, method, folder, training[0])
-        trainer = Trainer(encoder, training, config)
+        trainer = Trainer(encoder, split.training if split else training, config)
         for notice in [*self._shares(job, trainer), *trainer.batches.notices]:
             self._recorder.say(notice)
+        evaluating = JobEvaluation(trainer, split, method, self._recorder, self._stop)
         stored = JobCheckpoints(self._artifacts, job.id)
-        checkpoints = Checkpoints(stored, trainer, self._recorder, method.checkpointing)
-        before = _validation_loss(trainer, validation)
+        checkpoints = Checkpoints(stored, trainer, self._recorder, method.checkpointing, evaluation=evaluating)
+        before = _validation_loss(trainer, held_out)
         self._recorder.say(f"Training {job.model} on {encoder.device}: {trainer.total_steps} steps")
-        self._train(trainer, checkpoints)
-        self._compare(before, _validation_loss(trainer, validation))
-        self._publish(job, encoder, base_model, folder, trainer.trained_tokens)
-
-    def _train(self, trainer: Trainer, checkpoints: Checkpoints) -> None:
-        """Take the steps that are left, and keep the state after the last one, wherever that is."""
-
-        def on_step(report: StepReport) -> None:
-            self._recorder.step(report)
-            checkpoints.after_step(report)
-
-        checkpoints.resume()
-        try:
-            trainer.run(on_step=on_step, should_stop=self._stop)
-        except TrainingInterrupted:
-            checkpoints.save()
-            raise
-        self._recorder.flush()
-        checkpoints.save()
+        take_steps(trainer, checkpoints, evaluating, self._recorder, self._stop)
+        found = self._evaluated(evaluating, job, files)
+        self._compare(before, _validation_loss(trainer, held_out))
+        run = self._card(job, base_model, trainer, prepared, found)
+        self._publish(job, encoder, base_model, folder, run)
 
     def fail(self, code: str, message: str) -> None:
         """End the job with a reason."""
@@ -224,15 +221,66 @@ class _Run:
 
         return [mixing.told_shares(patiently(read), trainer.batches.steps)]
 
+    def _evaluated(self, evaluating: JobEvaluation, job: Job, files: DatasetFiles) -> Evaluation | None:
+        """The tuned encoder beside the base, written down before the model is published."""
+        source = job.validation_file or job.training_file
+        subject = Subject(job.id, source, lambda numbers: files.rows(files.verified(source), numbers))
+        found = evaluating.result(subject)
+        if found is not None:
+            self._recorder.evaluated(found)
+        return found
+
     def _compare(self, before: float | None, after: float | None) -> None:
         if before is not None and after is not None:
             self._recorder.say(f"Validation loss: {before:.4f} before training, {after:.4f} after")
 
-    def _publish(self, job: Job, encoder: AnyEncoder, base_model: str, base_folder: Path | None, tokens: int) -> None:
+    def _card(
+        self,
+        job: Job,
+        base_model: str,
+        trainer: Trainer,
+        prepared: Mapping[str, Prepared],
+        found: Evaluation | None,
+    ) -> card.Run:
+        """What the model card is written from."""
+        self._recorder.flush()
+        base = registry.available(self._settings.base_models_dir).get(base_model)
+        files, losses = patiently(lambda: self._recorded(job, prepared))
+        return card.Run(
+            job_id=job.id,
+            base_model=base_model,
+            started_from=job.model,
+            license=base.license if base else None,
+            dimension=trainer.encoder.dimension,
+            max_seq_length=starting.length_read(trainer.encoder),
+            loading=starting.usage_of(trainer.encoder),
+            files=files,
+            method=job.method,
+            seed=job.seed,
+            steps=trainer.step,
+            trained_tokens=trainer.trained_tokens,
+            losses=losses,
+            evaluation=found,
+        )
+
+    def _recorded(
+        self, job: Job, prepared: Mapping[str, Prepared]
+    ) -> tuple[list[card.DataFile], list[tuple[int, float]]]:
+        """The files that the job read, and its loss by step."""
+        with self._database.session_across_teams() as session:
+            read = []
+            for param, file_id in job_files.named(job).items():
+                file = stored_files.get(session, file_id)
+                rows = len(prepared[file_id]) if file_id in prepared else file.rows
+                read.append(card.DataFile(card.purpose_of(param), file_id, file.sha256, rows))
+            return read, [(step["step"], step["loss"]) for step in jobs.metrics(session, job)]
+
+    def _publish(self, job: Job, encoder: AnyEncoder, base_model: str, base_folder: Path | None, run: card.Run) -> None:
         """Save the encoder, make its folder visible, and end the job, in this order."""
         name = models.artifact_name(job)
         with self._artifacts.publishing_model(name) as folder:
             starting.save(encoder, folder, base_folder=base_folder)
+            card.write(run, folder)
         weights = sha256(self._artifacts.model(name) / "model.safetensors")
 
         def write() -> None:
@@ -240,7 +288,7 @@ class _Run:
                 jobs.succeed(
                     session, self._attempt.job_id, self._attempt.number, base_model=base_model,
                     weights_sha256=weights, dimension=encoder.dimension, max_seq_length=starting.length_read(encoder),
-                    trained_tokens=tokens,
+                    trained_tokens=run.trained_tokens,
                 )  # fmt: skip
 
         try:
@@ -260,14 +308,48 @@ class _Run:
         return patiently(read)
 
 
+def take_steps(
+    trainer: Trainer,
+    checkpoints: Checkpoints,
+    evaluating: JobEvaluation,
+    recorder: Recorder,
+    should_stop: Callable[[], bool],
+) -> None:
+    """Take the steps that are left, keep the state after the last one, and put the model's weights in place.
+
+    Raises what `Trainer.run` and `JobEvaluation.begin` raise, but for StoppedEarly.
+    """
+
+    def on_step(report: StepReport) -> None:
+        recorder.step(report)
+        checkpoints.after_step(report)
+        # Last: a stop in the middle of it leaves a whole checkpoint, from which only this is done again.
+        evaluating.after_step(report)
+
+    checkpoints.resume()
+    try:
+        with evaluating.until_stopped():
+            evaluating.begin()
+            if not evaluating.stopped:
+                trainer.run(on_step=on_step, should_stop=should_stop)
+    except TrainingInterrupted:
+        checkpoints.save()
+        raise
+    recorder.flush()
+    checkpoints.save()
+    # Not before: a checkpoint holds the weights of its step.
+    evaluating.keep()
+
+
 def _validation_loss(trainer: Trainer, data: Prepared | None) -> float | None:
     """The loss of training, in batches of its size, on rows that it doesn't train on."""
     if data is None:
         return None
     config = trainer.config
     loss = yardstick(config.loss, dimension=trainer.encoder.dimension)
-    with explaining_lack_of_memory(config, "Taking the validation loss"):
+    with explaining_lack_of_memory(config, "Taking the validation loss"), suppress(NoBatchError):
         return evaluation.validation_loss(trainer.encoder, data, loss, batch_size=config.batch_size, seed=config.seed)
+    return None  # too few rows were held out for a batch
 
 
 if __name__ == "__main__":

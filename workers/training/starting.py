@@ -34,6 +34,11 @@ def save(encoder: AnyEncoder, folder: Path, *, base_folder: Path | None) -> None
         encoder.save(folder)
 
 
+def usage_of(encoder: AnyEncoder) -> str | None:
+    """How to use its folder without this service, in Markdown; None for text encoders, which other libraries open."""
+    return None if isinstance(encoder, TextEncoder) else encoder.usage()
+
+
 def length_read(encoder: AnyEncoder) -> int | None:
     """How many tokens of a text it reads; None if it reads vectors."""
     return encoder.max_seq_length if isinstance(encoder, TextEncoder) else None
