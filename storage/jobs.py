@@ -8,7 +8,7 @@ StaleAttempt.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import ColumnElement, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
@@ -123,13 +123,52 @@ def events(
     return rows[:limit], len(rows) > limit
 
 
-def metrics(session: Session, job: Job) -> Sequence[dict[str, Any]]:
-    """The steps of the job's newest attempt, in order."""
-    return session.scalars(
-        select(JobMetrics.values)
-        .where(JobMetrics.job_id == job.id, JobMetrics.attempt == job.attempt)
-        .order_by(JobMetrics.step)
-    ).all()
+def metrics(session: Session, job: Job, *, max_points: int) -> Sequence[dict[str, Any]]:
+    """Steps of the job's newest attempt, in order: all of them, or at most `max_points`, of 4 or more.
+
+    Then the first and the last are among them, and of each of as many equal stretches as there is room for, the steps
+    of the lowest and of the highest loss. They are chosen by the database: no more than these are read into memory.
+    """
+    of_attempt = JobMetrics.job_id == job.id, JobMetrics.attempt == job.attempt
+    first, last, count = session.execute(
+        select(func.min(JobMetrics.step), func.max(JobMetrics.step), func.count()).where(*of_attempt)
+    ).one()
+    steps = select(JobMetrics.values).where(*of_attempt).order_by(JobMetrics.step)
+    if count > max_points:
+        stretches = (max_points - 2) // 2
+        stretch = func.div((JobMetrics.step - first) * stretches, last - first + 1)
+        loss = JobMetrics.values["loss"].as_float()
+        ranked = (
+            select(
+                JobMetrics.step,
+                func.row_number().over(partition_by=stretch, order_by=(loss, JobMetrics.step)).label("lowest"),
+                func.row_number().over(partition_by=stretch, order_by=(loss.desc(), JobMetrics.step)).label("highest"),
+            )
+            .where(*of_attempt)
+            .subquery()
+        )
+        extremes = select(ranked.c.step).where(or_(ranked.c.lowest == 1, ranked.c.highest == 1))
+        steps = steps.where(or_(JobMetrics.step.in_((first, last)), JobMetrics.step.in_(extremes)))
+    return session.scalars(steps).all()
+
+
+class Rates(NamedTuple):
+    """Over all steps of the job's newest attempt: what was trained on over the seconds it took; None without any."""
+
+    steps: int
+    pairs_per_second: float | None
+    tokens_per_second: float | None
+
+
+def rates(session: Session, job: Job) -> Rates:
+    """How many steps there are, and how fast they were together."""
+    seconds = JobMetrics.values["seconds"].as_float()
+    whole = func.nullif(func.sum(seconds), 0.0)
+    done = [func.sum(JobMetrics.values[name].as_float() * seconds) / whole for name in Rates._fields[1:]]
+    row = session.execute(
+        select(func.count(), *done).where(JobMetrics.job_id == job.id, JobMetrics.attempt == job.attempt)
+    ).one()
+    return Rates(*row)
 
 
 # --- what validation does ---
@@ -223,6 +262,14 @@ def running(session: Session, job_id: str, attempt: int) -> Job:
 def record(session: Session, job_id: str, attempt: int, message: str, *, level: Level = "info") -> None:
     """Write an event of the running attempt. Raises StaleAttempt."""
     _add_event(session, running(session, job_id, attempt), level, message)
+
+
+def resolved(session: Session, job_id: str, attempt: int, hyperparameters: Mapping[str, Any]) -> None:
+    """Echo what was still `auto` when the attempt began, by name. Raises StaleAttempt."""
+    row = running(session, job_id, attempt)
+    contrastive = Method(**row.method).contrastive
+    echoed = contrastive.hyperparameters.model_copy(update=dict(hyperparameters))
+    row.method = Method(contrastive=contrastive.model_copy(update={"hyperparameters": echoed})).model_dump()
 
 
 def record_steps(
@@ -383,7 +430,7 @@ def _crashed(session: Session, row: Job, what: str) -> None:
         _fail(
             session, row, "worker_lost",
             f"{what}. The job is not tried again: that was crash {row.crashes} of the {MOST_CRASHES} that a job may "
-            "have. The worker's log says more; often memory ran out: try a smaller batch_size or max_seq_length.",
+            "have. The worker's log says more; often memory ran out: try a smaller micro_batch_size or max_seq_length.",
         )  # fmt: skip
     else:
         _requeue(session, row, f"{what}; the job is queued again and begins at step 0")

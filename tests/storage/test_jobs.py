@@ -237,7 +237,7 @@ def test_steps_written_twice_are_there_once_with_one_event(database: Database) -
             record_step(session, job_id)
 
     with database.session(TEAM) as session:
-        assert jobs.metrics(session, jobs.get(session, job_id)) == [STEP]
+        assert jobs.metrics(session, jobs.get(session, job_id), max_points=1000) == [STEP]
     assert [event.type for event in events_of(database, job_id)].count("metrics") == 1
 
 
@@ -250,7 +250,7 @@ def test_metrics_are_those_of_the_newest_attempt(database: Database) -> None:
         jobs.start(session, job_id, 2, "worker-2")
 
     with database.session(TEAM) as session:
-        assert jobs.metrics(session, jobs.get(session, job_id)) == []
+        assert jobs.metrics(session, jobs.get(session, job_id), max_points=1000) == []
     assert job_of(database, job_id).progress is None
 
 

@@ -35,9 +35,12 @@ from workers.training.batches import NoBatchError
 from workers.training.config import TrainingConfig
 from workers.training.losses import NonFiniteEmbeddingsError
 from workers.training.recorder import Attempt, Recorder
+from workers.training.tensorboard import EventFile
 from workers.training.trainer import (
+    EmbeddingsCollapsedError,
     NonFiniteLossError,
     OutOfMemoryInTraining,
+    StepReport,
     Trainer,
     TrainingInterrupted,
     explaining_lack_of_memory,
@@ -85,7 +88,7 @@ def _with_known_ends(run: "_Run") -> int:
     """Run, and record every failure that has a name under that name."""
     try:
         run.whole()
-    except (NonFiniteLossError, OutOfMemoryInTraining) as error:
+    except (NonFiniteLossError, EmbeddingsCollapsedError, OutOfMemoryInTraining) as error:
         run.fail(error.code, str(error))
     except LikenessError as error:
         run.fail(error.code, error.message)
@@ -128,12 +131,19 @@ class _Run:
         files = DatasetFiles(self._settings, self._database, encoder.tokenizer, method.data)
         training = self._prepared(files, job.training_file, encoder, config)
         validation = self._prepared(files, job.validation_file, encoder, config) if job.validation_file else None
-        trainer = Trainer(encoder, [training], config)
+        trainer = Trainer(encoder, [training], config, on_notice=lambda each: self._recorder.say(*each))
         for notice in trainer.batches.notices:
             self._recorder.say(notice)
         before = _validation_loss(trainer, validation)
         self._recorder.say(f"Training {job.model} on {encoder.device}: {trainer.total_steps} steps")
-        trainer.run(on_step=self._recorder.step, should_stop=self._stop)
+        self._recorder.resolved(trainer.resolve()._asdict())
+        with EventFile(self._settings.tensorboard_dir / job.id) as board:
+
+            def report(step: StepReport) -> None:
+                self._recorder.step(step)
+                board.step(step)
+
+            trainer.run(on_step=report, should_stop=self._stop)
         self._compare(before, _validation_loss(trainer, validation))
         self._publish(job, encoder, base_model, folder, trainer.trained_tokens)
 

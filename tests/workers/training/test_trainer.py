@@ -16,13 +16,13 @@ from workers.training.batch_loss import TEMPERATURE_BOUNDS, yardstick
 from workers.training.batches import Batch
 from workers.training.config import LossConfig, TrainingConfig
 from workers.training.evaluation import validation_loss
+from workers.training.schedule import learning_rate_at
 from workers.training.trainer import (
     NonFiniteLossError,
     OutOfMemoryInTraining,
     StepReport,
     Trainer,
     TrainingInterrupted,
-    learning_rate_at,
 )
 
 
