@@ -10,7 +10,7 @@ StaleAttempt.
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import ColumnElement, func, or_, select, update
+from sqlalchemy import ColumnElement, Double, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -164,11 +164,12 @@ def rates(session: Session, job: Job) -> Rates:
     """How many steps there are, and how fast they were together."""
     seconds = JobMetrics.values["seconds"].as_float()
     whole = func.nullif(func.sum(seconds), 0.0)
-    done = [func.sum(JobMetrics.values[name].as_float() * seconds) / whole for name in Rates._fields[1:]]
-    row = session.execute(
-        select(func.count(), *done).where(JobMetrics.job_id == job.id, JobMetrics.attempt == job.attempt)
-    ).one()
-    return Rates(*row)
+    pairs, tokens = (
+        func.sum(JobMetrics.values[name].as_float() * seconds, type_=Double()) / whole
+        for name in ("pairs_per_second", "tokens_per_second")
+    )
+    of_attempt = JobMetrics.job_id == job.id, JobMetrics.attempt == job.attempt
+    return Rates(*session.execute(select(func.count(), pairs, tokens).where(*of_attempt)).one()._tuple())
 
 
 # --- what validation does ---
