@@ -241,6 +241,28 @@ def test_steps_written_twice_are_there_once_with_one_event(database: Database) -
     assert [event.type for event in events_of(database, job_id)].count("metrics") == 1
 
 
+def test_of_many_steps_the_ends_and_the_extremes_are_given_and_all_are_counted(database: Database) -> None:
+    job_id = add_job(database, "running")
+    losses = [2.0 + (step * 37 % 101) / 101 for step in range(1, 501)]
+    losses[122], losses[345] = 9.0, 0.5
+    steps = [
+        {**STEP, "step": step, "loss": loss, "seconds": 0.5, "pairs_per_second": 4.0 * (1 + step % 2)}
+        for step, loss in enumerate(losses, start=1)
+    ]
+    with database.session_across_teams() as session:
+        jobs.record_steps(session, job_id, 1, steps, progress={}, message="Steps", news={})
+
+    with database.session(TEAM) as session:
+        job = jobs.get(session, job_id)
+        chosen = jobs.metrics(session, job, max_points=20)
+        assert len(jobs.metrics(session, job, max_points=500)) == 500
+        assert jobs.rates(session, job)[:2] == (500, 6.0)
+    numbers = [step["step"] for step in chosen]
+    assert numbers == sorted(set(numbers))
+    assert 10 <= len(numbers) <= 20
+    assert {1, 123, 346, 500} <= set(numbers)
+
+
 def test_metrics_are_those_of_the_newest_attempt(database: Database) -> None:
     job_id = add_job(database, "running")
     with database.session_across_teams() as session:
