@@ -169,7 +169,7 @@ def rates(session: Session, job: Job) -> Rates:
         for name in ("pairs_per_second", "tokens_per_second")
     )
     of_attempt = JobMetrics.job_id == job.id, JobMetrics.attempt == job.attempt
-    row: tuple[Any, ...] = session.execute(select(func.count(), pairs, tokens).where(*of_attempt)).one()._tuple()
+    row: Any = session.execute(select(func.count(), pairs, tokens).where(*of_attempt)).one()
     return Rates(*row)
 
 
