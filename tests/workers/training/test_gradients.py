@@ -100,7 +100,7 @@ def test_parts_hold_every_text_once_and_about_as_many_tokens():
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "tokens", "size"), [(64, 30.0, 64), (512, 30.0, 512), (512, 100.0, 128), (8, 1e9, 1)]
+    ("batch_size", "tokens", "size"), [(64, 30.0, 64), (256, 30.0, 256), (512, 100.0, 64), (8, 1e9, 1)]
 )
 def test_auto_is_the_whole_batch_or_the_largest_power_of_two_that_fits(batch_size, tokens, size):
     assert automatic_size(batch_size, tokens) == size
