@@ -57,6 +57,11 @@ class StorageSettings(BaseSettings):
         return self.data_dir / "derived"
 
     @property
+    def tensorboard_dir(self) -> Path:
+        """Where trainings write their steps for TensorBoard, a folder for each job."""
+        return self.data_dir / "tensorboard"
+
+    @property
     def running_file(self) -> Path:
         """What `likeness up` writes while it runs: its pid and the addresses of its servers."""
         return self.data_dir / "running.json"

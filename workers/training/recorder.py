@@ -36,12 +36,21 @@ class Recorder:
         self._steps: list[StepReport] = []
         self._written = time.monotonic()
 
-    def say(self, message: str, *, level: jobs.Level = "info") -> None:
+    def say(self, message: str, level: jobs.Level = "info") -> None:
         """Write an event that people read."""
 
         def write() -> None:
             with self._database.session_across_teams() as session:
                 jobs.record(session, self._attempt.job_id, self._attempt.number, message, level=level)
+
+        patiently(write)
+
+    def resolved(self, hyperparameters: dict[str, Any]) -> None:
+        """Write what hyperparameters that were `auto` have become."""
+
+        def write() -> None:
+            with self._database.session_across_teams() as session:
+                jobs.resolved(session, self._attempt.job_id, self._attempt.number, hyperparameters)
 
         patiently(write)
 

@@ -40,7 +40,9 @@ from workers.training.checkpoints import Checkpoints
 from workers.training.config import TrainingConfig
 from workers.training.losses import NonFiniteEmbeddingsError
 from workers.training.recorder import Attempt, Recorder
+from workers.training.tensorboard import EventFile
 from workers.training.trainer import (
+    EmbeddingsCollapsedError,
     NonFiniteLossError,
     OutOfMemoryInTraining,
     StepReport,
@@ -91,7 +93,7 @@ def _with_known_ends(run: "_Run") -> int:
     """Run, and record every failure that has a name under that name."""
     try:
         run.whole()
-    except (NonFiniteLossError, OutOfMemoryInTraining) as error:
+    except (NonFiniteLossError, EmbeddingsCollapsedError, OutOfMemoryInTraining) as error:
         run.fail(error.code, str(error))
     except LikenessError as error:
         run.fail(error.code, error.message)
@@ -139,25 +141,29 @@ class _Run:
         training = [self._prepared(files, file_id, limit) for file_id in job_files.training_ids(job)]
         validation = self._prepared(files, job.validation_file, limit) if job.validation_file else None
         encoder = starting.encoder_of(job, method, folder, training[0])
-        trainer = Trainer(encoder, training, config)
+        trainer = Trainer(encoder, training, config, on_notice=lambda each: self._recorder.say(*each))
         for notice in [*self._shares(job, trainer), *trainer.batches.notices]:
             self._recorder.say(notice)
         stored = JobCheckpoints(self._artifacts, job.id)
         checkpoints = Checkpoints(stored, trainer, self._recorder, method.checkpointing)
         before = _validation_loss(trainer, validation)
         self._recorder.say(f"Training {job.model} on {encoder.device}: {trainer.total_steps} steps")
-        self._train(trainer, checkpoints)
+        with EventFile(self._settings.tensorboard_dir / job.id) as board:
+            self._train(trainer, checkpoints, board)
         self._compare(before, _validation_loss(trainer, validation))
         self._publish(job, encoder, base_model, folder, trainer.trained_tokens)
 
-    def _train(self, trainer: Trainer, checkpoints: Checkpoints) -> None:
+    def _train(self, trainer: Trainer, checkpoints: Checkpoints, board: EventFile) -> None:
         """Take the steps that are left, and keep the state after the last one, wherever that is."""
 
         def on_step(report: StepReport) -> None:
             self._recorder.step(report)
+            board.step(report)
             checkpoints.after_step(report)
 
         checkpoints.resume()
+        # What was resolved before an interruption is in the checkpoint.
+        self._recorder.resolved(trainer.resolve()._asdict())
         try:
             trainer.run(on_step=on_step, should_stop=self._stop)
         except TrainingInterrupted:
