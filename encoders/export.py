@@ -6,16 +6,18 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from encoders.errors import UnsafeFolderError
+from encoders import lora
 from encoders.architectures import check_finite, stored_names
+from encoders.errors import UnsafeFolderError
 from encoders.folder import (
     DENSE,
     DENSE_WEIGHTS,
@@ -26,7 +28,6 @@ from encoders.folder import (
     check_folder,
     read_object,
 )
-from encoders.padded import PaddedTransformer
 from encoders.text import TextEncoder
 
 _COPIED = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", *TOKENIZER_FORMS)
@@ -59,6 +60,16 @@ model = SentenceTransformer("path/to/this/folder")
 vectors = model.encode(["one text", "another"])
 ```
 """
+_README_MATRYOSHKA = """
+Vectors may be cut to their first {dims} numbers and normalised again:
+`SentenceTransformer(path, truncate_dim={first})`.
+"""
+_README_PROMPTS = """
+It was trained with prompts: embed queries with `model.encode_query` and documents with `model.encode_document`.
+"""
+_README_ADAPTER = """
+`adapter/` has what training added to the base model, for `peft`; the weights here have it merged already.
+"""
 
 
 def save(encoder: TextEncoder, folder: Path, *, base_folder: Path, extra_readme: str | None = None) -> None:
@@ -71,7 +82,7 @@ def save(encoder: TextEncoder, folder: Path, *, base_folder: Path, extra_readme:
     """
     check_folder(base_folder)
     weights = _weights(encoder, base_folder)
-    projection = _finite(encoder.projection) if encoder.projection else None
+    projection = _finite(encoder.projection.state_dict()) if encoder.projection else None
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise UnsafeFolderError(f"{folder} holds files already; a model is written to a folder of its own.")
@@ -82,16 +93,29 @@ def save(encoder: TextEncoder, folder: Path, *, base_folder: Path, extra_readme:
         _write_json(encoder.projection.config, folder / DENSE)
         _write_weights(projection, folder / DENSE_WEIGHTS)
     _write_tokenizer(folder, base_folder)
-    readme = _README.format(max_seq_length=encoder.max_seq_length, dimension=encoder.dimension)
-    (folder / "README.md").write_text(readme + (f"\n{extra_readme}\n" if extra_readme else ""), encoding="utf-8")
+    if lora.is_adapted(encoder.transformer):
+        lora.save_adapter(encoder.transformer, folder / lora.ADAPTER)
+    (folder / "README.md").write_text(
+        _readme(encoder) + (f"\n{extra_readme}\n" if extra_readme else ""), encoding="utf-8"
+    )
     _flush(folder)
+
+
+def _readme(encoder: TextEncoder) -> str:
+    readme = _README.format(max_seq_length=encoder.max_seq_length, dimension=encoder.dimension)
+    if dims := encoder.matryoshka_dims:
+        readme += _README_MATRYOSHKA.format(dims=" or ".join(map(str, dims)), first=dims[0])
+    if encoder.prompts.texts:
+        readme += _README_PROMPTS
+    if lora.is_adapted(encoder.transformer):
+        readme += _README_ADAPTER
+    return readme
 
 
 def _weights(encoder: TextEncoder, base_folder: Path) -> dict[str, Tensor]:
     """The transformer's weights by their published names, with those of the base that are not used here."""
-    transformer = encoder.transformer
-    weights = _finite(transformer.model if isinstance(transformer, PaddedTransformer) else transformer)
-    if isinstance(transformer, PaddedTransformer):
+    weights = _finite(lora.merged(encoder.transformer))
+    if not encoder.packs:
         return weights
     kind = str(read_object(base_folder, "config.json").get("model_type"))
     with safe_open(base_folder / WEIGHTS, framework="pt") as file:
@@ -99,11 +123,9 @@ def _weights(encoder: TextEncoder, base_folder: Path) -> dict[str, Tensor]:
         return weights | {name: file.get_tensor(key).clone() for name, key in unused.items()}
 
 
-def _finite(module: nn.Module) -> dict[str, Tensor]:
-    """A module's weights in float32. Raises NonFiniteWeightsError."""
-    weights = {
-        name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in module.state_dict().items()
-    }
+def _finite(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights as they are written, in float32. Raises NonFiniteWeightsError."""
+    weights = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in state.items()}
     for name, tensor in weights.items():
         check_finite(name, tensor)
     return weights

@@ -112,7 +112,7 @@ class Mpnet(Transformer):
 
     def _bias(self, length: int) -> Tensor:
         """(H, L, L) by how far the key stands after the query."""
-        table: Tensor = self.encoder["relative_attention_bias"].weight
+        table = self.encoder["relative_attention_bias"].get_parameter("weight")
         positions = torch.arange(length, device=table.device)
         buckets = _bucket(positions[None, :] - positions[:, None], len(table))
         return table[buckets].permute(2, 0, 1)

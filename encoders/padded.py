@@ -45,6 +45,11 @@ class PaddedTransformer(Transformer):
         return states[mask]
 
     @property
+    def published(self) -> nn.Module:
+        model: nn.Module = self.model
+        return model
+
+    @property
     def word_embeddings(self) -> nn.Embedding:
         found: nn.Embedding = self.model.get_input_embeddings()
         return found
@@ -52,7 +57,7 @@ class PaddedTransformer(Transformer):
     @property
     def layers(self) -> list[nn.Module]:
         lists = [module for module in self.model.modules() if isinstance(module, nn.ModuleList)]
-        return list(max(lists, key=len, default=nn.ModuleList()))
+        return max(map(list, lists), key=len, default=[])
 
 
 def load(folder: Path) -> PaddedTransformer:
@@ -60,7 +65,7 @@ def load(folder: Path) -> PaddedTransformer:
 
     Raises MissingExtraError, UnsupportedArchitectureError, UnsafeFolderError.
     """
-    kind = read_object(folder, "config.json").get("model_type")
+    kind = str(read_object(folder, "config.json").get("model_type"))
     try:
         from transformers import CONFIG_MAPPING, MODEL_MAPPING
         from transformers.utils import logging

@@ -52,7 +52,9 @@ class Projection(nn.Module):
             )
         for setting, fixed in _FIXED.items():
             if config.get(setting, fixed) != fixed:
-                raise UnsupportedArchitectureError(f"{DENSE} has {setting} {config[setting]!r}; supported is {fixed!r}.")
+                raise UnsupportedArchitectureError(
+                    f"{DENSE} has {setting} {config[setting]!r}; supported is {fixed!r}."
+                )
         bias = config.get("bias", True) is True
         projection = cls(width, read_dimension(folder), bias=bias, activation=activation)
         try:

@@ -18,7 +18,7 @@ from encoders.folder import POOLING, check_folder, read_object
 from encoders.projection import Projection
 from encoders.prompts import Prompts
 from encoders.tokenizer import TextTokenizer, TokenizedText
-from encoders.transformer import Transformer, is_trained
+from encoders.transformer import Transformer
 
 POOLINGS = {"mean": pool_mean, "cls": pool_cls, "last": pool_last}
 # The names of sentence-transformers, and the flags that it had instead before version 6.

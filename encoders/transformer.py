@@ -22,6 +22,11 @@ class Transformer(nn.Module):
         raise NotImplementedError
 
     @property
+    def published(self) -> nn.Module:
+        """The module whose weights have the names that they are published under."""
+        return self
+
+    @property
     def word_embeddings(self) -> nn.Embedding:
         raise NotImplementedError
 

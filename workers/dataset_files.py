@@ -8,6 +8,7 @@ from pathlib import Path
 
 from api_schemas.errors import LikenessError
 from api_schemas.jobs import DataOptions
+from encoders.prompts import Prompts
 from encoders.tokenizer import TextTokenizer
 from storage import files
 from storage.artifacts import ArtifactStore, sha256
@@ -32,13 +33,19 @@ class DatasetFiles:
     """Finds, checks and prepares the files of jobs, for one tokenizer."""
 
     def __init__(
-        self, settings: StorageSettings, database: Database, tokenizer: TextTokenizer, options: DataOptions
+        self,
+        settings: StorageSettings,
+        database: Database,
+        tokenizer: TextTokenizer,
+        options: DataOptions,
+        prompts: Prompts | None = None,
     ) -> None:
         self._derived = settings.derived_dir
         self._artifacts = ArtifactStore(settings.artifacts_dir)
         self._database = database
         self._tokenizer = tokenizer
         self._options = options
+        self._prompts = prompts or Prompts()
         self.read_options = read_options(options)
 
     def verified(self, file_id: str) -> StoredDataset:
@@ -72,12 +79,13 @@ class DatasetFiles:
             cache_key(
                 stored.sha256,
                 options=self._options.model_dump(),
-                tokenizer=self._tokenizer.fingerprint,
+                tokenizer=self._prompts.fingerprint(self._tokenizer.fingerprint),
                 limit=limit,
             ),
             lambda: validation.rows(stored.path, filename=stored.filename, options=self.read_options),
             tokenizer=self._tokenizer,
             limit=limit,
+            prompts=self._prompts,
             progress=progress,
             should_stop=should_stop,
         )

@@ -17,17 +17,20 @@ from api_schemas.errors import LikenessError
 from api_schemas.jobs import Method, OpenAIHyperparameters
 from encoders import registry
 from encoders.errors import EncoderError
+from encoders.prompts import Prompts
 from encoders.tokenizer import TextTokenizer
 from storage import jobs, models
 from storage.artifacts import ArtifactStore
 from storage.database import Database
 from storage.settings import StorageSettings
 from storage.tables import Job
+from workers import model_options
 from workers.data import validation
 from workers.data.overlap import MOST_OF_IT, rows_in_training
 from workers.data.preparation import NoRowsError, PreparationStopped
 from workers.data.prepared import Prepared
 from workers.dataset_files import DatasetFiles, StoredDataset
+from workers.prompts import prompts_of
 from workers.training.batches import NoBatchError
 from workers.training.mixing import Mixture
 
@@ -93,8 +96,10 @@ class _Preparation:
 
     def run(self) -> Method:
         """Raises what `prepare` knows."""
-        tokenizer = TextTokenizer.of_folder(self._folder())
-        files = self._dataset_files(tokenizer)
+        folder = self._folder()
+        tokenizer = TextTokenizer.of_folder(folder)
+        self._check_model(folder)
+        files = self._dataset_files(tokenizer, prompts_of(self._method.contrastive.model, folder))
         asked = self._method.contrastive.hyperparameters.max_seq_length
         limit = tokenizer.max_seq_length if asked == "auto" else min(asked, tokenizer.max_seq_length)
         prepared = {file_id: self._prepared(files, file_id, limit) for file_id in self._file_ids()}
@@ -105,9 +110,13 @@ class _Preparation:
             self._check_overlap(prepared[self._job.training_file], prepared[self._job.validation_file])
         return method
 
-    def _dataset_files(self, tokenizer: TextTokenizer) -> DatasetFiles:
+    def _check_model(self, folder: Path) -> None:
+        if reason := model_options.reason_against(self._method.contrastive.model, folder):
+            raise NotTrainableError("invalid_value", f"`method.contrastive.model`: {reason}")
+
+    def _dataset_files(self, tokenizer: TextTokenizer, prompts: Prompts) -> DatasetFiles:
         try:
-            return DatasetFiles(self._settings, self._database, tokenizer, self._method.contrastive.data)
+            return DatasetFiles(self._settings, self._database, tokenizer, self._method.contrastive.data, prompts)
         except ValueError as error:
             raise NotTrainableError("invalid_value", f"`method.contrastive.data`: {error}") from error
 
@@ -159,6 +168,13 @@ class _Preparation:
                 "invalid_value",
                 "`method.contrastive.loss.symmetric` says in which direction the pairs of a file are compared, and the "
                 f"rows of this one are {data.format}, which are all compared with one another. Leave it out.",
+            )
+        frozen = method.contrastive.model.train == "projection"
+        if data.format == "texts" and frozen and method.contrastive.data.view == "dropout":
+            raise NotTrainableError(
+                "invalid_value",
+                "A frozen encoder has no dropout, so the two views of a text would be one. Set "
+                "`method.contrastive.data.view` to deletion or span.",
             )
         batch_size = method.contrastive.hyperparameters.batch_size
         assert batch_size != "auto"  # noqa: S101 (resolved)

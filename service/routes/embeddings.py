@@ -37,7 +37,7 @@ async def create_embeddings(
     """Embed texts. Vectors have length 1, so that a dot product of two is their cosine similarity."""
     model = await run_in_threadpool(resolve_model, state, caller.team_id, request.model)
     _check_dimensions(request.dimensions, model)
-    embedded = await while_client_waits(http, engine.embed(model, request.input))
+    embedded = await while_client_waits(http, engine.embed(model, request.input, prompt=request.input_type))
     vectors = shorten(embedded.vectors, request.dimensions)
     # Written without pydantic: it would copy a request's million floats one by one.
     return JSONResponse(

@@ -38,13 +38,15 @@ class TrainingConfig:
     max_steps: int | None  # an upper bound, whatever n_epochs asks for
     max_seq_length: int  # tokens, the special ones included; no more than the encoder reads
     seed: int
+    matryoshka_dims: tuple[int, ...] = ()
 
     @classmethod
     def from_method(cls, contrastive: Contrastive, *, seed: int) -> Self:
         """Take over a job's method. Raises UnresolvedAutoError, naming the fields that are still `auto`."""
         values: dict[str, Any] = contrastive.hyperparameters.model_dump()
         loss: dict[str, Any] = contrastive.loss.model_dump()
+        dims = tuple(contrastive.model.matryoshka_dims or ())
         unresolved = sorted(name for name, value in (values | loss).items() if value == "auto")
         if unresolved:
             raise UnresolvedAutoError(f"Not resolved before training: {', '.join(unresolved)}.")
-        return cls(**values, loss=LossConfig(**loss), view=contrastive.data.view, seed=seed)
+        return cls(**values, loss=LossConfig(**loss), view=contrastive.data.view, seed=seed, matryoshka_dims=dims)

@@ -15,7 +15,7 @@ from sqlalchemy.exc import OperationalError
 from api_schemas.errors import LikenessError
 from api_schemas.jobs import Method
 from encoders import export, registry
-from encoders.errors import EncoderError
+from encoders.errors import AdaptationError, EncoderError
 from encoders.text import TextEncoder
 from storage import jobs, models
 from storage.artifacts import ArtifactStore, sha256
@@ -30,6 +30,7 @@ from workers.data.prepared import Prepared
 from workers.dataset_files import DatasetFiles
 from workers.patience import patiently
 from workers.training import evaluation
+from workers.training.adaptation import adaptation_of
 from workers.training.batch_loss import yardstick
 from workers.training.batches import NoBatchError
 from workers.training.config import TrainingConfig
@@ -89,6 +90,8 @@ def _with_known_ends(run: "_Run") -> int:
         run.fail(error.code, str(error))
     except LikenessError as error:
         run.fail(error.code, error.message)
+    except AdaptationError as error:
+        run.fail("invalid_value", f"`method.contrastive.model`: {error}")
     except EncoderError as error:
         run.fail("weights_unavailable", str(error))
     except (validation.DatasetError, NoRowsError) as error:
@@ -125,7 +128,8 @@ class _Run:
         encoder = TextEncoder.load(folder, device="cuda" if torch.cuda.is_available() else "cpu")
         method = Method(**job.method).contrastive
         config = TrainingConfig.from_method(method, seed=job.seed)
-        files = DatasetFiles(self._settings, self._database, encoder.tokenizer, method.data)
+        adaptation_of(method.model).prepare(encoder, seed=job.seed)
+        files = DatasetFiles(self._settings, self._database, encoder.tokenizer, method.data, encoder.prompts)
         training = self._prepared(files, job.training_file, encoder, config)
         validation = self._prepared(files, job.validation_file, encoder, config) if job.validation_file else None
         trainer = Trainer(encoder, [training], config)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from encoders.text import TextEncoder
@@ -28,6 +28,7 @@ from workers.training.batch_loss import BatchLoss
 from workers.training.batches import Batch
 from workers.training.config import TrainingConfig
 from workers.training.losses import LossStatistics, NonFiniteEmbeddingsError
+from workers.training.matryoshka import MatryoshkaLoss
 from workers.training.mixing import Mixture
 
 #: A learnable temperature's learning rate over that of the weights. AdamW moves a parameter by about the learning
@@ -101,11 +102,7 @@ class Trainer:
             epochs=config.n_epochs,
             max_steps=config.max_steps,
         )
-        self.loss = BatchLoss(
-            config.loss,
-            dimension=encoder.dimension,
-            warm_up=warmup_steps(self.batches.total_steps, config.warmup_ratio),
-        ).to(encoder.device)
+        self.loss = _loss(encoder, config, self.batches.total_steps).to(encoder.device)
         self.optimizer = _optimizer(encoder, self.loss, config)
         self.step = 0  # steps taken
         self.position = self.batches.start  # of the sampler
@@ -265,7 +262,15 @@ def _view(config: TrainingConfig, encoder: TextEncoder) -> views.View[views.Toke
     return kind(continues=encoder.tokenizer.continues())
 
 
-def _optimizer(encoder: TextEncoder, loss: BatchLoss, config: TrainingConfig) -> torch.optim.AdamW:
+def _loss(encoder: TextEncoder, config: TrainingConfig, total_steps: int) -> BatchLoss | MatryoshkaLoss:
+    warm_up = warmup_steps(total_steps, config.warmup_ratio)
+    if config.matryoshka_dims:
+        dims = config.matryoshka_dims
+        return MatryoshkaLoss(config.loss, dims=dims, dimension=encoder.dimension, warm_up=warm_up)
+    return BatchLoss(config.loss, dimension=encoder.dimension, warm_up=warm_up)
+
+
+def _optimizer(encoder: TextEncoder, loss: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter 2019) that decays matrices only: biases and LayerNorms have one axis."""
     matrices: list[Tensor] = []
     vectors: list[Tensor] = []
