@@ -147,7 +147,7 @@ def test_a_padded_model_takes_a_lora_too_and_keeps_its_other_weights(tmp_path: P
     before, after = load_file(folder / "model.safetensors"), load_file(tmp_path / "out/model.safetensors")
     assert before.keys() == after.keys()
     assert {name for name in before if not torch.equal(before[name], after[name])} == {
-        name for name in before if "_lin.weight" in name or "ffn.lin" in name and name.endswith("weight")
+        name for name in before if "_lin.weight" in name or ("ffn.lin" in name and name.endswith("weight"))
     }
 
 
