@@ -146,6 +146,9 @@ class Contrastive(RequestModel):
     model: ModelOptions = Field(default_factory=ModelOptions)
     loss: ContrastiveLoss = Field(default_factory=ContrastiveLoss)
     hyperparameters: ContrastiveHyperparameters = Field(default_factory=ContrastiveHyperparameters)
+    export: Annotated[list[Literal["onnx"]], Field(max_length=1)] = Field(
+        default_factory=list, description="What to write beside the weights: onnx, a graph for readers without torch."
+    )
 
 
 class Method(RequestModel):

@@ -14,7 +14,7 @@ from sqlalchemy.exc import OperationalError
 
 from api_schemas.errors import LikenessError
 from api_schemas.jobs import Method
-from encoders import export, registry
+from encoders import export, onnx, registry
 from encoders.errors import AdaptationError, EncoderError
 from encoders.text import TextEncoder
 from storage import jobs, models
@@ -125,8 +125,10 @@ class _Run:
         """Load, train, save, publish. Raises what `_with_known_ends` knows."""
         job = self._job()
         base_model, folder = self._base(job)
-        encoder = TextEncoder.load(folder, device="cuda" if torch.cuda.is_available() else "cpu")
         method = Method(**job.method).contrastive
+        if "onnx" in method.export:
+            onnx.check_installed()  # rather now than after training
+        encoder = TextEncoder.load(folder, device="cuda" if torch.cuda.is_available() else "cpu")
         config = TrainingConfig.from_method(method, seed=job.seed)
         adaptation_of(method.model).prepare(encoder, seed=job.seed)
         files = DatasetFiles(self._settings, self._database, encoder.tokenizer, method.data, encoder.prompts)
@@ -187,6 +189,8 @@ class _Run:
         name = models.artifact_name(job)
         with self._artifacts.publishing_model(name) as folder:
             export.save(encoder, folder, base_folder=base_folder)
+            if "onnx" in Method(**job.method).contrastive.export:
+                onnx.write(folder)
         weights = sha256(self._artifacts.model(name) / "model.safetensors")
 
         def write() -> None:
