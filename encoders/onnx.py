@@ -85,10 +85,13 @@ _POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mean": _mean, "cls"
 
 def _export(graph: nn.Module, path: Path) -> None:
     example = torch.ones(2, 7, dtype=torch.int64)
+    # With padding in it: of a mask of ones transformers makes no mask at all, and the graph would have none.
+    mask = example.clone()
+    mask[1, 4:] = 0
     dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     program = torch.onnx.export(
         graph,
-        (example, example),
+        (example, mask),
         dynamo=True,
         dynamic_shapes=(dynamic, dynamic),
         input_names=["input_ids", "attention_mask"],
