@@ -34,7 +34,7 @@ class StorageSettings(BaseSettings):
     )
     base_models_dir: Path | None = Field(
         default=None,
-        description="More base models: sentence-transformers folders at ORGANISATION/NAME below it.",
+        description="More base models: folders of sentence-transformers or transformers at ORGANISATION/NAME below it.",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", description="DEBUG, INFO, WARNING or ERROR: the least that is worth a line in the log."
