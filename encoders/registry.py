@@ -14,7 +14,7 @@ from pathlib import Path
 import structlog
 
 from encoders.errors import ChecksumError, UnknownModelError, UnsafeFolderError, WeightsNotInstalledError
-from encoders.folder import WEIGHTS, read_dimension, read_max_seq_length
+from encoders.folder import TOKENIZER, WEIGHTS, read_dimension, read_max_seq_length
 
 log = structlog.get_logger(__name__)
 
@@ -88,7 +88,7 @@ def verify_weights(folder: Path, sha256: str) -> None:
 def _operator_folders(base_models_dir: Path | None) -> list[Path]:
     if base_models_dir is None:
         return []
-    found = base_models_dir.glob("*/*/config.json")
+    found = base_models_dir.glob(f"*/*/{TOKENIZER}")
     return sorted(path.parent for path in found if not (path.parent.is_symlink() or path.parent.parent.is_symlink()))
 
 
