@@ -164,16 +164,6 @@ class DataOptions(RequestModel):
         return self.format == "auto" and not self.columns and self.corpus is None
 
 
-class ModelOptions(RequestModel):
-    """What is trained of the model, or beside it."""
-
-    adapter: Literal["linear", "mlp"] | None = Field(
-        default=None,
-        description="For files of vectors: what the adapter may do to them. linear: a matrix; mlp: a layer of neurons "
-        "beside them. null: linear, or what a tuned adapter is already. Not for models that read texts.",
-    )
-
-
 class Checkpointing(RequestModel):
     """When the state of a training is kept, besides when it is stopped or paused and at its end."""
 
@@ -186,6 +176,51 @@ class Checkpointing(RequestModel):
     )
 
 
+class LoraOptions(RequestModel):
+    """The small matrices of `train: lora` (Hu et al. 2021)."""
+
+    rank: Annotated[int, Field(ge=1, le=512)] = Field(default=8, description="Width of the two matrices.")
+    alpha: Annotated[float, Field(gt=0, le=4096)] = Field(
+        default=16.0, description="Their product is scaled by alpha over rank."
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="Of what goes into them.")
+
+
+class ModelOptions(RequestModel):
+    """What of the encoder is trained, and what it is asked to become; or the adapter for files of vectors.
+
+    See docs/encoders.md. All but `adapter` is for models that read texts.
+    """
+
+    adapter: Literal["linear", "mlp"] | None = Field(
+        default=None,
+        description="For files of vectors: what the adapter may do to them. linear: a matrix; mlp: a layer of neurons "
+        "beside them. null: linear, or what a tuned adapter is already. Not for models that read texts.",
+    )
+    train: Literal["full", "lora", "projection"] = Field(
+        default="full",
+        description="full: all weights. lora: small matrices beside frozen ones. projection: a linear map after a "
+        "frozen encoder.",
+    )
+    freeze_layers: Annotated[int, Field(ge=0, le=1000)] = Field(
+        default=0, description="Keep the embeddings and so many of the first layers as they are; 0: nothing is frozen."
+    )
+    lora: LoraOptions = Field(default_factory=LoraOptions)
+    projection_dim: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        default=None, description="Map vectors to so many dimensions. null: as many as the encoder has."
+    )
+    pooling: Literal["mean", "cls", "last"] | None = Field(
+        default=None, description="How the states of a text's tokens become one vector. null: as the model has it."
+    )
+    matryoshka_dims: (
+        Annotated[list[Annotated[int, Field(ge=1, le=16384)]], Field(min_length=1, max_length=16)] | None
+    ) = Field(default=None, description="Train vectors that may be cut to their first so many numbers.")
+    prompts: dict[Literal["query", "document"], Annotated[str, Field(max_length=1024)]] | None = Field(
+        default=None,
+        description="What is put before anchors (query) and before their answers (document). null: the model's own.",
+    )
+
+
 class Contrastive(RequestModel):
     """Contrastive fine-tuning: pull what is alike together, push the rest apart."""
 
@@ -194,6 +229,9 @@ class Contrastive(RequestModel):
     loss: ContrastiveLoss = Field(default_factory=ContrastiveLoss)
     hyperparameters: ContrastiveHyperparameters = Field(default_factory=ContrastiveHyperparameters)
     checkpointing: Checkpointing = Field(default_factory=Checkpointing)
+    export: Annotated[list[Literal["onnx"]], Field(max_length=1)] = Field(
+        default_factory=list, description="What to write beside the weights: onnx, a graph for readers without torch."
+    )
 
 
 class Method(RequestModel):

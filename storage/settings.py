@@ -34,7 +34,7 @@ class StorageSettings(BaseSettings):
     )
     base_models_dir: Path | None = Field(
         default=None,
-        description="More base models: sentence-transformers folders at ORGANISATION/NAME below it.",
+        description="More base models: folders of sentence-transformers or transformers at ORGANISATION/NAME below it.",
     )
     derived_max_bytes: int = Field(
         default=50 * 1024**3,

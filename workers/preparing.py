@@ -21,12 +21,14 @@ from api_schemas.inputs import wrong_file
 from api_schemas.jobs import Method, OpenAIHyperparameters
 from encoders import registry
 from encoders.errors import EncoderError
+from encoders.prompts import Prompts
 from encoders.tokenizer import TextTokenizer
 from storage import job_files, jobs, models
 from storage.artifacts import DISK_FULL, ArtifactStore
 from storage.database import Database
 from storage.settings import StorageSettings
 from storage.tables import Job
+from workers import model_options
 from workers.adapters import NoTokenizer, WrongAdapterError, check_dimension, dimension_of, tokenizer_of, with_form
 from workers.data import validation
 from workers.data.overlap import MOST_OF_IT, rows_in_training
@@ -34,6 +36,7 @@ from workers.data.preparation import NoRowsError, PreparationStopped
 from workers.data.prepared import Prepared
 from workers.dataset_files import DatasetFiles, StoredDataset
 from workers.patience import patiently
+from workers.prompts import prompts_of
 from workers.training.batches import NoBatchError
 from workers.training.mixing import Mixture
 
@@ -132,7 +135,8 @@ class _Preparation:
         """Raises what `prepare` knows."""
         folder = self._folder()
         tokenizer = tokenizer_of(self._job, folder)
-        files = self._dataset_files(tokenizer)
+        self._check_model(folder)
+        files = self._dataset_files(tokenizer, prompts_of(self._job, self._method.contrastive.model, folder))
         asked = self._method.contrastive.hyperparameters.max_seq_length
         limit = min(asked, tokenizer.max_seq_length) if isinstance(asked, int) else tokenizer.max_seq_length
         training = [self._prepared(files, file_id, limit) for file_id in job_files.training_ids(self._job)]
@@ -150,9 +154,15 @@ class _Preparation:
             self._check_overlap(training, each)
         return method
 
-    def _dataset_files(self, tokenizer: TextTokenizer | NoTokenizer) -> DatasetFiles:
+    def _check_model(self, folder: Path | None) -> None:
+        if self._job.reads == "vectors" or folder is None:
+            return
+        if reason := model_options.reason_against(self._method.contrastive.model, folder):
+            raise NotTrainableError("invalid_value", f"`method.contrastive.model`: {reason}")
+
+    def _dataset_files(self, tokenizer: TextTokenizer | NoTokenizer, prompts: Prompts | None) -> DatasetFiles:
         try:
-            return DatasetFiles(self._settings, self._database, tokenizer, self._method.contrastive.data)
+            return DatasetFiles(self._settings, self._database, tokenizer, self._method.contrastive.data, prompts)
         except ValueError as error:
             raise NotTrainableError("invalid_value", f"`method.contrastive.data`: {error}") from error
 
@@ -210,6 +220,13 @@ class _Preparation:
                 "invalid_value",
                 "`method.contrastive.loss.symmetric` says in which direction the pairs of a file are compared, and the "
                 f"rows of this one are {data.format}, which are all compared with one another. Leave it out.",
+            )
+        frozen = method.contrastive.model.train == "projection"
+        if data.format == "texts" and frozen and method.contrastive.data.view == "dropout":
+            raise NotTrainableError(
+                "invalid_value",
+                "A frozen encoder has no dropout, so the two views of a text would be one. Set "
+                "`method.contrastive.data.view` to deletion or span.",
             )
         batch_size = method.contrastive.hyperparameters.batch_size
         assert batch_size != "auto"  # noqa: S101 (resolved)

@@ -47,6 +47,7 @@ class TrainingConfig:
     micro_batch_size: int | Literal["auto"] = "auto"  # rows whose texts are in memory at once
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     on_collapse: Literal["warn", "stop"] = "warn"
+    matryoshka_dims: tuple[int, ...] = ()
 
     @classmethod
     def from_method(cls, contrastive: Contrastive, *, seed: int) -> Self:
@@ -67,4 +68,5 @@ class TrainingConfig:
             # Not resolved in a job that was queued before the field was there.
             bucket_by_length=data.bucket_by_length is True,
             seed=seed,
+            matryoshka_dims=tuple(contrastive.model.matryoshka_dims or ()),
         )

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from encoders.loading import AnyEncoder
-from workers.training.batch_loss import BatchLoss
 from workers.training.batches import Batch
 from workers.training.gradient_cache import GradientCache
 from workers.training.inputs import Inputs
 from workers.training.lack_of_memory import is_lack_of_memory
 from workers.training.losses import LossStatistics
+from workers.training.matryoshka import AnyLoss
 from workers.training.micro_batches import Parts
 from workers.training.precision import Precision, embed
 
@@ -36,7 +36,7 @@ class BatchGradient:
     """
 
     encoder: AnyEncoder
-    loss: BatchLoss
+    loss: AnyLoss
     micro_batch_size: int  # rows whose texts are in one pass
     on_halving: Callable[[int], None]
 

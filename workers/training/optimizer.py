@@ -6,15 +6,15 @@ import torch
 from torch import Tensor
 
 from encoders.loading import AnyEncoder
-from workers.training.batch_loss import BatchLoss
 from workers.training.config import TrainingConfig
+from workers.training.matryoshka import AnyLoss
 
 #: A learnable temperature's learning rate over that of the weights. AdamW moves a parameter by about the learning
 #: rate a step: log τ has to go a distance of 1 or so in some hundred steps, weights a thousandth of that.
 TEMPERATURE_RATE_FACTOR = 100.0
 
 
-def adamw(encoder: AnyEncoder, loss: BatchLoss, config: TrainingConfig) -> torch.optim.AdamW:
+def adamw(encoder: AnyEncoder, loss: AnyLoss, config: TrainingConfig) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter 2019) that decays matrices only: biases and LayerNorms have one axis.
 
     An adapter's matrices are what it adds to the identity, so it decays towards the vectors as they came.

@@ -15,8 +15,8 @@ from sqlalchemy.orm import Session
 
 from api_schemas.errors import LikenessError
 from api_schemas.jobs import Method
-from encoders import registry
-from encoders.errors import EncoderError
+from encoders import onnx, registry
+from encoders.errors import AdaptationError, EncoderError
 from encoders.loading import AnyEncoder
 from storage import files as stored_files
 from storage import job_files, jobs, models
@@ -33,6 +33,7 @@ from workers.data.preparation import NoRowsError, PreparationStopped
 from workers.data.prepared import Prepared
 from workers.dataset_files import DatasetFiles
 from workers.patience import patiently
+from workers.prompts import prompts_of
 from workers.training import evaluation, mixing, starting
 from workers.training.batch_loss import yardstick
 from workers.training.batches import NoBatchError
@@ -97,6 +98,8 @@ def _with_known_ends(run: "_Run") -> int:
         run.fail(error.code, str(error))
     except LikenessError as error:
         run.fail(error.code, error.message)
+    except AdaptationError as error:
+        run.fail("invalid_value", f"`method.contrastive.model`: {error}")
     except EncoderError as error:
         run.fail("weights_unavailable", str(error))
     except (validation.DatasetError, NoRowsError) as error:
@@ -134,10 +137,13 @@ class _Run:
         job = self._job()
         base_model, folder = self._base(job)
         method = Method(**job.method).contrastive
+        if "onnx" in method.export:
+            onnx.check_installed()  # rather now than after training
         config = TrainingConfig.from_method(method, seed=job.seed)
         tokenizer = tokenizer_of(job, folder)
         limit = min(config.max_seq_length or 0, tokenizer.max_seq_length)
-        files = DatasetFiles(self._settings, self._database, tokenizer, method.data)
+        prompts = prompts_of(job, method.model, folder)
+        files = DatasetFiles(self._settings, self._database, tokenizer, method.data, prompts)
         training = [self._prepared(files, file_id, limit) for file_id in job_files.training_ids(job)]
         validation = self._prepared(files, job.validation_file, limit) if job.validation_file else None
         encoder = starting.encoder_of(job, method, folder, training[0])
@@ -238,7 +244,7 @@ class _Run:
         """Save the encoder, make its folder visible, and end the job, in this order."""
         name = models.artifact_name(job)
         with self._artifacts.publishing_model(name) as folder:
-            starting.save(encoder, folder, base_folder=base_folder)
+            starting.save(encoder, folder, base_folder=base_folder, formats=Method(**job.method).contrastive.export)
         weights = sha256(self._artifacts.model(name) / "model.safetensors")
 
         def write() -> None:

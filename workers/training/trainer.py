@@ -34,6 +34,7 @@ from workers.training.gradients import BatchGradient, Taken
 from workers.training.inputs import BatchInputs, Inputs, tokens_in
 from workers.training.lack_of_memory import OutOfMemoryInTraining, explaining_lack_of_memory, is_lack_of_memory
 from workers.training.losses import NonFiniteEmbeddingsError
+from workers.training.matryoshka import AnyLoss, MatryoshkaLoss
 from workers.training.mixing import Mixture
 from workers.training.optimizer import adamw
 from workers.training.precision import Precision
@@ -144,7 +145,7 @@ class Trainer:
             bucket_by_length=config.bucket_by_length,
         )
         self.warm_up = warmup_steps(self.batches.total_steps, config.warmup_ratio)
-        self.loss = BatchLoss(config.loss, dimension=encoder.dimension, warm_up=self.warm_up).to(encoder.device)
+        self.loss = _loss(encoder, config, self.warm_up).to(encoder.device)
         self.optimizer = adamw(encoder, self.loss, config)
         self.gradient = BatchGradient(encoder, self.loss, self._micro_batch_size(), on_halving=self._say_halved)
         self.precision = config.precision  # auto until it is resolved
@@ -346,6 +347,12 @@ class Trainer:
         named = ", ".join(map(str, rows[:_ROWS_NAMED]))
         more = len(rows) - _ROWS_NAMED
         return f"rows {named} and {more} more" if more > 0 else f"rows {named}"
+
+
+def _loss(encoder: AnyEncoder, config: TrainingConfig, warm_up: int) -> AnyLoss:
+    if config.matryoshka_dims:
+        return MatryoshkaLoss(config.loss, dims=config.matryoshka_dims, dimension=encoder.dimension, warm_up=warm_up)
+    return BatchLoss(config.loss, dimension=encoder.dimension, warm_up=warm_up)
 
 
 def _step_seed(seed: int, step: int) -> int:

@@ -282,7 +282,7 @@ def test_a_checkpoint_of_another_run_is_not_taken(
     else:
         encoder = TextEncoder.load(tiny_folder)
         with torch.no_grad():
-            encoder.bert.embeddings.LayerNorm.weight[0] += 1
+            encoder.transformer.embeddings.LayerNorm.weight[0] += 1
         monkeypatch.setattr(TextEncoder, "load", lambda folder: encoder)
     taken, _ = training.attempt()
 

@@ -144,7 +144,7 @@ def test_memory_that_runs_out_in_the_backward_pass_leaves_the_queue_as_it_was(en
         if once:
             raise once.pop()
 
-    encoder.bert.embeddings.LayerNorm.weight.register_hook(fail)
+    encoder.transformer.embeddings.LayerNorm.weight.register_hook(fail)
     _, trainer = gradients_of(encoder, data, config)
     assert not once
     assert trainer.gradient.micro_batch_size == 2
@@ -208,7 +208,9 @@ def test_bf16_trains_float32_weights_with_a_float32_loss(encoder, data, config):
     seen = []
     trainer = Trainer(encoder, [data], replace(config, precision="bf16"))
     trainer.loss.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0].dtype))
-    encoder.bert.encoder["layer"][0].output.dense.register_forward_hook(lambda *given: seen.append(given[2].dtype))
+    encoder.transformer.encoder["layer"][0].output.dense.register_forward_hook(
+        lambda *given: seen.append(given[2].dtype)
+    )
     trainer.run(on_step=lambda report: None, should_stop=never)
     assert set(seen) == {torch.float32, torch.bfloat16}
     assert {parameter.dtype for parameter in encoder.parameters()} == {torch.float32}
