@@ -28,10 +28,17 @@ MOST_EPOCHS = 10
 FEWEST_STEPS_PER_EPOCH = 4
 
 
-def resolve(method: Method, openai: OpenAIHyperparameters | None, *, rows: int, max_seq_length: int | None) -> Method:
+def resolve(
+    method: Method,
+    openai: OpenAIHyperparameters | None,
+    *,
+    rows: int,
+    max_seq_length: int | None,
+    pads: bool = False,
+) -> Method:
     """The method without any `auto`, for training files of `rows` rows together and an encoder's `max_seq_length`.
 
-    That is None for what reads vectors.
+    That is None for what reads vectors. `pads` says whether the encoder spends arithmetic on padding.
 
     What `method` says wins over what OpenAI's older `hyperparameters` say.
     """
@@ -49,7 +56,7 @@ def resolve(method: Method, openai: OpenAIHyperparameters | None, *, rows: int, 
         }
     )
     loss = _resolved_loss(method.contrastive.loss)
-    data = _resolved_data(method.contrastive.data)
+    data = _resolved_data(method.contrastive.data, pads)
     contrastive = method.contrastive.model_copy(update={"data": data, "loss": loss, "hyperparameters": hyperparameters})
     return method.model_copy(update={"contrastive": contrastive})
 
@@ -73,9 +80,8 @@ def _resolved_loss(loss: ContrastiveLoss) -> ContrastiveLoss:
     )
 
 
-def _resolved_data(data: DataOptions) -> DataOptions:
-    # Every encoder there is packs its texts: there is no padding to save.
-    return data.model_copy(update={"bucket_by_length": _first(data.bucket_by_length, False)})
+def _resolved_data(data: DataOptions, pads: bool) -> DataOptions:
+    return data.model_copy(update={"bucket_by_length": _first(data.bucket_by_length, pads)})
 
 
 def _first(*choices: Value | Literal["auto"]) -> Value:

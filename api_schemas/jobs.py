@@ -126,7 +126,7 @@ class DataOptions(RequestModel):
     bucket_by_length: bool | Auto = Field(
         default="auto",
         description="Whether a batch is made of texts of like length, which saves padding. auto: only for encoders "
-        "that pad, which none of those here does.",
+        "that pad; see docs/encoders.md.",
     )
     corpus: str | None = Field(
         default=None,

@@ -10,6 +10,7 @@ from encoders.errors import AdaptationError
 from encoders.projection import Projection
 from encoders.prompts import Prompts
 from encoders.text import TextEncoder
+from encoders.transformer import is_trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,8 @@ class Adaptation:
                 seed=seed,
             )
             encoder.to(encoder.device)
+        if not is_trained(encoder):
+            raise AdaptationError("Nothing of the model is left to be trained; freeze fewer layers.")
         encoder.matryoshka_dims = self.matryoshka_dims
         if self.matryoshka_dims and max(self.matryoshka_dims) > encoder.dimension:
             raise AdaptationError(f"matryoshka_dims go up to {encoder.dimension}, which is all that a vector has.")

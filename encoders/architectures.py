@@ -14,7 +14,7 @@ from torch import Tensor
 from encoders import padded
 from encoders.bert import Bert, BertShape, Dropout
 from encoders.errors import NonFiniteWeightsError, UnsafeFolderError, UnsupportedArchitectureError
-from encoders.folder import PACKED, WEIGHTS, position_offset, read_fraction, read_object, read_positive_int
+from encoders.folder import PACKED, WEIGHTS, packs, position_offset, read_fraction, read_object, read_positive_int
 from encoders.mpnet import Mpnet, MpnetShape
 from encoders.transformer import Transformer
 
@@ -34,7 +34,8 @@ def load(folder: Path) -> tuple[Transformer, Dropout]:
         hidden=_read_dropout(folder, config, "hidden_dropout_prob"),
         attention=_read_dropout(folder, config, "attention_probs_dropout_prob"),
     )
-    if _is_packed(config):
+    _check_taken_for_granted(config)
+    if packs(folder):
         return _load_packed(folder, config), dropout
     transformer = padded.load(folder)
     for name, tensor in transformer.state_dict().items():
@@ -72,14 +73,13 @@ def _read_dropout(folder: Path, config: dict[str, Any], setting: str) -> float:
     return read_fraction(folder, setting, 0.1) if config.get("model_type") in PACKED else 0.1
 
 
-def _is_packed(config: dict[str, Any]) -> bool:
+def _check_taken_for_granted(config: dict[str, Any]) -> None:
     if config.get("model_type") not in PACKED:
-        return False
+        return
     for setting, supported in _SUPPORTED.items():
         # Old files leave out what was the only possibility then.
         if (found := config.get(setting, supported)) != supported:
             raise UnsupportedArchitectureError(f"config.json has {setting} {found!r}; supported is {supported!r}.")
-    return bool(config.get("hidden_act", "gelu") == "gelu")
 
 
 def _load_packed(folder: Path, config: dict[str, Any]) -> Transformer:

@@ -203,6 +203,12 @@ def read_dimension(folder: Path) -> int:
     return read_positive_int(folder, next((name for name in _WIDTHS if name in config), _WIDTHS[0]))
 
 
+def packs(folder: Path) -> bool:
+    """Whether the model's forward is one that spends nothing on padding; raises UnsafeFolderError."""
+    config = read_object(folder, "config.json")
+    return config.get("model_type") in PACKED and config.get("hidden_act", "gelu") == "gelu"
+
+
 def _read_positions(folder: Path) -> int:
     """The longest text, in tokens, that the architecture has positions for; 512 where it has no limit."""
     config = read_object(folder, "config.json")

@@ -21,4 +21,8 @@ def reason_against(options: ModelOptions, folder: Path) -> str | None:
     layers = read_object(folder, "config.json").get("num_hidden_layers")
     if isinstance(layers, int) and options.freeze_layers > layers:
         return f"freeze_layers is {options.freeze_layers}, and the model has {layers} layers."
+    has_projection = projected or options.projection_dim is not None or options.train == "projection"
+    # A LoRA stands beside layers that are not frozen.
+    if options.freeze_layers == layers and (options.train == "lora" or not has_projection):
+        return f"freeze_layers is {layers}, which is all layers: nothing is left to be trained. Freeze fewer."
     return None

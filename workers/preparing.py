@@ -21,6 +21,7 @@ from api_schemas.inputs import wrong_file
 from api_schemas.jobs import Method, OpenAIHyperparameters
 from encoders import registry
 from encoders.errors import EncoderError
+from encoders.folder import packs
 from encoders.prompts import Prompts
 from encoders.tokenizer import TextTokenizer
 from storage import job_files, jobs, models
@@ -142,7 +143,7 @@ class _Preparation:
         training = [self._prepared(files, file_id, limit) for file_id in job_files.training_ids(self._job)]
         held_out = self._job.validation_file
         validation = [self._prepared(files, held_out, limit)] if held_out else []
-        method = self._resolved(training)
+        method = self._resolved(training, folder)
         self._check_mixture(training)
         if self._job.reads == "vectors":
             method = with_form(method, folder, training[0])
@@ -195,10 +196,12 @@ class _Preparation:
         if not report.usable:
             raise NotTrainableError("file_invalid", f"{stored.filename}: {report.summary}")
 
-    def _resolved(self, training: Sequence[Prepared]) -> Method:
+    def _resolved(self, training: Sequence[Prepared], folder: Path | None) -> Method:
         older = self._job.openai_hyperparameters
         openai = OpenAIHyperparameters(**older) if older else None
-        return resolve(self._method, openai, rows=sum(map(len, training)), max_seq_length=self._job.max_seq_length)
+        pads = self._job.reads == "texts" and folder is not None and not packs(folder)
+        rows = sum(map(len, training))
+        return resolve(self._method, openai, rows=rows, max_seq_length=self._job.max_seq_length, pads=pads)
 
     def _check_mixture(self, training: Sequence[Prepared]) -> None:
         """Raises NotTrainableError if one encoder can't read all of the files."""

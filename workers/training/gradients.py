@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from encoders.loading import AnyEncoder
+from encoders.text import TextEncoder
 from workers.training.batches import Batch
 from workers.training.gradient_cache import GradientCache
 from workers.training.inputs import Inputs
@@ -25,6 +26,7 @@ class Taken(NamedTuple):
 
     statistics: LossStatistics
     embeddings: Tensor
+    padding: float  # share of the encoder's tokens that stand for no text
 
 
 @dataclass
@@ -74,7 +76,7 @@ class BatchGradient:
         embeddings = embed(self.encoder, inputs, precision)
         statistics: LossStatistics = self.loss(embeddings, batch)
         statistics.value.backward()  # type: ignore[no-untyped-call]
-        return Taken(statistics, embeddings.detach())
+        return Taken(statistics, embeddings.detach(), self._padding([inputs]))
 
     def _in_parts(self, inputs: Inputs, batch: Batch, precision: Precision, count: int) -> Taken:
         parts = Parts.of(inputs, count)
@@ -90,4 +92,10 @@ class BatchGradient:
         cache = GradientCache(lambda rows: embed(self.encoder, rows, precision), micro_batch=1)
         # Which texts are alike is in the batch, not in labels of the cache's rows.
         statistics = cache(loss, parts, back)
-        return Taken(statistics, tables[0])
+        return Taken(statistics, tables[0], self._padding(parts.parts))
+
+    def _padding(self, passes: Sequence[Inputs]) -> float:
+        if not isinstance(self.encoder, TextEncoder) or self.encoder.packs:
+            return 0.0
+        lengths = [[len(text) for text in texts] for texts in passes]
+        return 1.0 - sum(map(sum, lengths)) / sum(len(each) * max(each) for each in lengths)

@@ -241,6 +241,7 @@ class Trainer:
             alignment=None if found.positive_cosine is None else alignment(found.positive_cosine),
             uniformity=measured.uniformity if measured else None,
             effective_rank=measured.effective_rank if measured else None,
+            padding=taken.padding,
         )
 
     def _set_learning_rate(self) -> float:
