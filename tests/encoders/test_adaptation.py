@@ -155,6 +155,7 @@ def test_a_padded_model_takes_a_lora_too_and_keeps_its_other_weights(tmp_path: P
     ("wishes", "says"),
     [
         ({"freeze_layers": 4}, "3 layers"),
+        ({"freeze_layers": 3}, "left to be trained"),
         ({"train": "lora", "freeze_layers": 3}, "freeze fewer"),
         ({"matryoshka_dims": (8, 64)}, "32"),
     ],

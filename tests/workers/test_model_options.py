@@ -79,6 +79,7 @@ def test_what_was_trained_is_served_as_sentence_transformers_opens_it(
         assert found.shape == expected.shape
         assert (found * expected).sum(axis=1) == pytest.approx(1.0, abs=1e-5)
     assert job.method.contrastive["model"]["train"] == options.get("train", "full")
+    assert job.method.contrastive["data"]["bucket_by_length"] is (model == PADDED)
 
 
 def test_a_lora_is_published_beside_the_weights_that_it_is_merged_in(shared: Installation) -> None:
@@ -104,6 +105,8 @@ def test_a_prompt_that_a_model_lacks_is_refused_with_those_that_it_has(shared: I
     [
         ({"matryoshka_dims": [64]}, PAIRS, "a vector has 32 numbers"),
         ({"freeze_layers": 3}, PAIRS, "the model has 2 layers"),
+        ({"freeze_layers": 2}, PAIRS, "nothing is left to be trained"),
+        ({"freeze_layers": 2, "train": "lora", "projection_dim": 8}, PAIRS, "nothing is left to be trained"),
         ({"train": "projection"}, [{"text": row["anchor"]} for row in PAIRS], "no dropout"),
     ],
 )

@@ -134,9 +134,10 @@ def test_out_of_memory_halves_and_goes_on_with_the_same_gradient(encoder, data, 
     assert trainer.state_dict()["micro_batch_size"] == 3
 
 
-def test_memory_that_runs_out_in_the_backward_pass_leaves_the_queue_as_it_was(encoder, data, config):
+@pytest.mark.parametrize("dims", [(), (4, 16)])
+def test_memory_that_runs_out_in_the_backward_pass_leaves_the_queue_as_it_was(encoder, data, config, dims):
     encoder.dropout = Dropout()
-    config = replace(config, loss=LossConfig(temperature=0.1, memory_size=11))
+    config = replace(config, loss=LossConfig(temperature=0.1, memory_size=11), matryoshka_dims=dims)
     _, plain = gradients_of(copy.deepcopy(encoder), data, replace(config, micro_batch_size=2))
     once = [RuntimeError("can't allocate memory")]
 
