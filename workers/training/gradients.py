@@ -11,6 +11,7 @@ from torch import Tensor
 
 from encoders.loading import AnyEncoder
 from encoders.text import TextEncoder
+from encoders.vectors import Rows
 from workers.training.batches import Batch
 from workers.training.gradient_cache import GradientCache
 from workers.training.inputs import Inputs
@@ -94,7 +95,7 @@ class BatchGradient:
         statistics = cache(loss, parts, back)
         return Taken(statistics, tables[0], self._padding(parts.parts))
 
-    def _padding(self, passes: Sequence[Inputs]) -> float:
+    def _padding(self, passes: Sequence[Rows]) -> float:
         if not isinstance(self.encoder, TextEncoder) or self.encoder.packs:
             return 0.0
         lengths = [[len(text) for text in texts] for texts in passes]

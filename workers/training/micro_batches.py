@@ -7,15 +7,14 @@ Sorted, a part also has few different lengths, each of which costs the packed en
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from encoders.vectors import Rows
 from workers.data.prepared import Prepared
-from workers.training.views import Tokens
 
 #: `auto` lets a batch of so many tokens through in one pass. MiniLM holds 220 KB a token of texts of 16, and 410 KB of
 #: texts of 256, for the backward pass, so 1.8 to 3.4 GB: a laptop has that. Encoders of 12 layers of 768 take four
@@ -46,12 +45,12 @@ def tokens_per_row(data: Prepared) -> float:
 class Parts:
     """Texts cut into parts. Its slices hold the texts of all parts in them: what `GradientCache` cuts."""
 
-    parts: list[list[Tokens]]
+    parts: list[list[npt.NDArray[Any]]]
     back: npt.NDArray[np.int64]  # (N,) where each text of the batch lies among those of all parts
 
     @classmethod
-    def of(cls, texts: Sequence[Tokens], count: int) -> Self:
-        """At most `count` parts of about the same number of tokens."""
+    def of(cls, texts: Rows, count: int) -> Self:
+        """At most `count` parts of about the same number of tokens; vectors count as texts of one length."""
         lengths = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
         order = np.argsort(lengths, kind="stable")
         ends = np.cumsum(lengths[order])
@@ -65,5 +64,5 @@ class Parts:
     def __len__(self) -> int:
         return len(self.parts)
 
-    def __getitem__(self, which: slice, /) -> list[Tokens]:
+    def __getitem__(self, which: slice, /) -> list[npt.NDArray[Any]]:
         return [text for part in self.parts[which] for text in part]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from encoders.loading import AnyEncoder
+from encoders.vectors import Rows
 
 Precision = Literal["fp32", "bf16"]
 
@@ -67,14 +68,14 @@ def in_precision(precision: Precision, device: torch.device) -> Iterator[None]:
             yield
 
 
-def embed(encoder: AnyEncoder, tokens: Sequence[np.ndarray], precision: Precision) -> Tensor:
-    """What `encoder` gives for tokens, (n, D), in the weights' own precision whatever it was computed in."""
+def embed(encoder: AnyEncoder, inputs: Rows, precision: Precision) -> Tensor:
+    """What `encoder` gives for tokens or vectors, (n, D), in the weights' own precision whatever it was computed in."""
     with in_precision(precision, encoder.device):
-        embeddings: Tensor = encoder(tokens)
+        embeddings: Tensor = encoder(inputs)
     return embeddings.to(next(encoder.parameters()).dtype)
 
 
-def probe(encoder: AnyEncoder, tokens: Sequence[np.ndarray]) -> Probe:
+def probe(encoder: AnyEncoder, tokens: Rows) -> Probe:
     """Time both, in turns, over as many texts as PROBED_TOKENS allows. Leaves no gradients; draws random numbers."""
     within = int(np.searchsorted(np.cumsum([len(ids) for ids in tokens]), PROBED_TOKENS, side="right"))
     sample = tokens[: max(1, within)]
@@ -86,7 +87,7 @@ def probe(encoder: AnyEncoder, tokens: Sequence[np.ndarray]) -> Probe:
     return Probe(*(statistics.median(taken[1:]) for taken in seconds.values()))
 
 
-def _seconds_of_a_pass(encoder: AnyEncoder, tokens: Sequence[np.ndarray], precision: Precision) -> float:
+def _seconds_of_a_pass(encoder: AnyEncoder, tokens: Rows, precision: Precision) -> float:
     began = time.perf_counter()
     embed(encoder, tokens, precision).sum().backward()  # type: ignore[no-untyped-call]
     if encoder.device.type == "cuda":
