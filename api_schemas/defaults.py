@@ -51,10 +51,12 @@ def resolve(
     rows: int,
     max_seq_length: int | None,
     split_rows: int | None = None,
+    pads: bool = False,
 ) -> Method:
     """The method without any `auto`, for training files of `rows` rows together and an encoder's `max_seq_length`.
 
-    That is None for what reads vectors. split_rows: rows of the file that rows are held out of; None: `rows`.
+    That is None for what reads vectors. split_rows: rows of the file that rows are held out of; None: `rows`. `pads`
+    says whether the encoder spends arithmetic on padding.
 
     What `method` says wins over what OpenAI's older `hyperparameters` say.
     """
@@ -72,7 +74,7 @@ def resolve(
         }
     )
     update = {
-        "data": _resolved_data(method.contrastive.data, rows if split_rows is None else split_rows),
+        "data": _resolved_data(method.contrastive.data, rows if split_rows is None else split_rows, pads),
         "loss": _resolved_loss(method.contrastive.loss),
         "hyperparameters": hyperparameters,
         "evaluation": _resolved_evaluation(method.contrastive, hyperparameters, rows),
@@ -100,10 +102,9 @@ def _resolved_loss(loss: ContrastiveLoss) -> ContrastiveLoss:
     )
 
 
-def _resolved_data(data: DataOptions, split_rows: int) -> DataOptions:
-    # Every encoder there is packs its texts: there is no padding to save.
+def _resolved_data(data: DataOptions, split_rows: int, pads: bool) -> DataOptions:
     update = {
-        "bucket_by_length": _first(data.bucket_by_length, False),
+        "bucket_by_length": _first(data.bucket_by_length, pads),
         "eval_split": _first(data.eval_split, _eval_share(split_rows)),
     }
     return data.model_copy(update=update)

@@ -114,6 +114,11 @@ class EmbeddingRequest(RequestModel):
     dimensions: int | None = Field(
         default=None, ge=1, description="Keep the first so many dimensions and normalise again."
     )
+    input_type: str | None = Field(
+        default=None,
+        max_length=64,
+        description="query or document: what the texts are, for models with prompts. Or the name of another prompt.",
+    )
     user: str | None = Field(default=None, description="Accepted for OpenAI's clients; not used.")
 
 

@@ -107,6 +107,7 @@ ERROR_CODES: dict[str, ErrorKind] = {
     "evaluation_in_training": ErrorKind(400, _REQUEST, "The evaluation file, or most of it, is in the training file."),
     # Reasons a job fails, in a job's `error` and never a status of their own
     "non_finite_loss": ErrorKind(500, "job_error", "The loss became NaN or infinite."),
+    "embeddings_collapsed": ErrorKind(500, "job_error", "All texts got nearly the same embedding."),
     "out_of_memory": ErrorKind(500, "job_error", "Training needed more memory than there is."),
     "disk_full": ErrorKind(500, "job_error", "The disk filled up while the files were prepared."),
     "training_file_missing": ErrorKind(500, "job_error", "The training file's bytes are gone."),

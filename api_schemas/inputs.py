@@ -1,7 +1,7 @@
 """Whether a file and a model go together: one reads texts, another vectors."""
 
 from api_schemas.files import DataFormat
-from api_schemas.jobs import Contrastive
+from api_schemas.jobs import Contrastive, ModelOptions
 from api_schemas.models import Reads
 
 VECTOR_FORMATS: frozenset[DataFormat] = frozenset({"vectors", "vector_pairs"})
@@ -42,4 +42,14 @@ def wrong_option(contrastive: Contrastive, reads: Reads) -> tuple[str, str] | No
         return "data.view", f"{view!r} is for texts, and this model reads vectors. Choose noise, masking or dropout."
     elif isinstance(length, int):
         return "hyperparameters.max_seq_length", "counts tokens, and this model reads vectors. Leave it out."
+    elif contrastive.export:
+        return "export", "is for models that read texts, and this model reads vectors. Leave it out."
+    elif (name := _option_of_texts(contrastive.model)) is not None:
+        return f"model.{name}", "is for models that read texts, and this model reads vectors. Leave it out."
     return None
+
+
+def _option_of_texts(model: ModelOptions) -> str | None:
+    """The first option that is not as it is when nobody states it, but for the adapter's."""
+    usual = ModelOptions(adapter=model.adapter)
+    return next((name for name, value in model if value != getattr(usual, name)), None)

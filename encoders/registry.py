@@ -15,7 +15,7 @@ from typing import Literal
 import structlog
 
 from encoders.errors import ChecksumError, UnknownModelError, UnsafeFolderError, WeightsNotInstalledError
-from encoders.folder import WEIGHTS, read_max_seq_length, read_positive_int
+from encoders.folder import TOKENIZER, WEIGHTS, read_dimension, read_max_seq_length
 
 log = structlog.get_logger(__name__)
 
@@ -97,7 +97,7 @@ def verify_weights(folder: Path, sha256: str) -> None:
 def _operator_folders(base_models_dir: Path | None) -> list[Path]:
     if base_models_dir is None:
         return []
-    found = base_models_dir.glob("*/*/modules.json")
+    found = base_models_dir.glob(f"*/*/{TOKENIZER}")
     return sorted(path.parent for path in found if not (path.parent.is_symlink() or path.parent.parent.is_symlink()))
 
 
@@ -106,7 +106,7 @@ def _describe(name: str, folder: Path) -> BaseModel:
         return replace(BASE_MODELS[name], folder=folder)
     return BaseModel(
         name=name,
-        dimension=read_positive_int(folder, "hidden_size"),
+        dimension=read_dimension(folder),
         max_seq_length=read_max_seq_length(folder),
         folder=folder,
     )

@@ -26,10 +26,10 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from encoders.adapter_folder import CONFIG, KIND, Form, check_adapter_folder
+from encoders.architectures import check_finite
 from encoders.errors import UnsafeFolderError
 from encoders.export import flush, write_tensors
 from encoders.folder import WEIGHTS
-from encoders.text import check_finite
 
 #: (n, D), or n times (D,); of any float.
 Rows = np.ndarray | Sequence[np.ndarray]

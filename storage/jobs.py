@@ -10,9 +10,9 @@ StaleAttempt.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import ColumnElement, func, select, update
+from sqlalchemy import CTE, ColumnElement, Double, func, or_, select, update
 from sqlalchemy.dialects.postgresql import distinct_on, insert
 from sqlalchemy.orm import Session
 
@@ -166,14 +166,61 @@ def events(
     return rows[:limit], len(rows) > limit
 
 
-def metrics(session: Session, job: Job) -> Sequence[dict[str, Any]]:
-    """The job's steps in order: of each that was taken again after a crash, what its newest attempt measured."""
-    return session.scalars(
-        select(JobMetrics.values)
+def metrics(session: Session, job: Job, *, max_points: int) -> Sequence[dict[str, Any]]:
+    """The job's steps, in order: all of them, or at most `max_points`, of 4 or more.
+
+    Then the first and the last are among them, and of each of as many equal stretches as there is room for, the steps
+    of the lowest and of the highest loss. They are chosen by the database: no more than these are read into memory.
+    """
+    measured = _measured(job).c
+    first, last, count = session.execute(
+        select(func.min(measured.step), func.max(measured.step), func.count(measured.step))
+    ).one()
+    steps = select(measured["values"]).order_by(measured.step)
+    if count > max_points:
+        stretches = (max_points - 2) // 2
+        stretch = func.div((measured.step - first) * stretches, last - first + 1)
+        loss = measured["values"]["loss"].as_float()
+        ranked = select(
+            measured.step,
+            func.row_number().over(partition_by=stretch, order_by=(loss, measured.step)).label("lowest"),
+            func.row_number().over(partition_by=stretch, order_by=(loss.desc(), measured.step)).label("highest"),
+        ).subquery()
+        extremes = select(ranked.c.step).where(or_(ranked.c.lowest == 1, ranked.c.highest == 1))
+        steps = steps.where(or_(measured.step.in_((first, last)), measured.step.in_(extremes)))
+    return session.scalars(steps).all()
+
+
+def _measured(job: Job) -> CTE:
+    """The job's steps and their values: of one that was taken again, what its newest attempt measured."""
+    return (
+        select(JobMetrics.step, JobMetrics.values.label("values"))
         .where(JobMetrics.job_id == job.id)
         .ext(distinct_on(JobMetrics.step))
         .order_by(JobMetrics.step, JobMetrics.attempt.desc())
-    ).all()
+        .cte()
+    )
+
+
+class Rates(NamedTuple):
+    """Over all steps of the job: what was trained on over the seconds it took; None without any."""
+
+    steps: int
+    pairs_per_second: float | None
+    tokens_per_second: float | None
+
+
+def rates(session: Session, job: Job) -> Rates:
+    """How many steps there are, and how fast they were together."""
+    values = _measured(job).c["values"]
+    seconds = values["seconds"].as_float()
+    whole = func.nullif(func.sum(seconds), 0.0)
+    pairs, tokens = (
+        func.sum(values[name].as_float() * seconds, type_=Double()) / whole
+        for name in ("pairs_per_second", "tokens_per_second")
+    )
+    row: Any = session.execute(select(func.count(values), pairs, tokens)).one()
+    return Rates(*row)
 
 
 # --- what validation does ---
@@ -290,6 +337,14 @@ def running(session: Session, job_id: str, attempt: int) -> Job:
 def record(session: Session, job_id: str, attempt: int, message: str, *, level: Level = "info") -> None:
     """Write an event of the running attempt. Raises StaleAttempt."""
     _add_event(session, running(session, job_id, attempt), level, message)
+
+
+def resolved(session: Session, job_id: str, attempt: int, hyperparameters: Mapping[str, Any]) -> None:
+    """Echo what was still `auto` when the attempt began, by name. Raises StaleAttempt."""
+    row = running(session, job_id, attempt)
+    contrastive = Method(**row.method).contrastive
+    echoed = contrastive.hyperparameters.model_copy(update=dict(hyperparameters))
+    row.method = Method(contrastive=contrastive.model_copy(update={"hyperparameters": echoed})).model_dump()
 
 
 def record_steps(
@@ -511,7 +566,7 @@ def _crashed(session: Session, row: Job, what: str) -> None:
         _fail(
             session, row, "worker_lost",
             f"{what}. The job is not tried again: that was crash {row.crashes} of the {MOST_CRASHES} that a job may "
-            "have. The worker's log says more; often memory ran out: try a smaller batch_size or max_seq_length.",
+            "have. The worker's log says more; often memory ran out: try a smaller micro_batch_size or max_seq_length.",
         )  # fmt: skip
     else:
         _requeue(session, row, what)

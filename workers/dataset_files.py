@@ -13,6 +13,7 @@ from typing import Any
 
 from api_schemas.errors import LikenessError
 from api_schemas.jobs import DataOptions
+from encoders.prompts import Prompts
 from encoders.tokenizer import TextTokenizer
 from storage import files
 from storage.artifacts import ArtifactStore, sha256
@@ -45,12 +46,14 @@ class DatasetFiles:
         database: Database,
         tokenizer: TextTokenizer | NoTokenizer,
         options: DataOptions,
+        prompts: Prompts | None = None,
     ) -> None:
         self._derived = settings.derived_dir
         self._artifacts = ArtifactStore(settings.artifacts_dir)
         self._database = database
         self._tokenizer = tokenizer
         self._options = options
+        self._prompts = prompts or Prompts()
         self.read_options = replace(read_options(options), scratch=self._artifacts.unfinished)
 
     def verified(self, file_id: str) -> StoredDataset:
@@ -84,12 +87,13 @@ class DatasetFiles:
             cache_key(
                 stored.sha256,
                 options=self._decisive_options(),
-                tokenizer=self._tokenizer.fingerprint,
+                tokenizer=self._prompts.fingerprint(self._tokenizer.fingerprint),
                 limit=limit,
             ),
             lambda: self._rows(stored),
             tokenizer=self._tokenizer,
             limit=limit,
+            prompts=self._prompts,
             progress=progress,
             should_stop=should_stop,
         )

@@ -21,12 +21,15 @@ from api_schemas.inputs import wrong_file
 from api_schemas.jobs import Method, OpenAIHyperparameters
 from encoders import registry
 from encoders.errors import EncoderError
+from encoders.folder import packs
+from encoders.prompts import Prompts
 from encoders.tokenizer import TextTokenizer
 from storage import job_files, jobs, models
 from storage.artifacts import DISK_FULL, ArtifactStore
 from storage.database import Database
 from storage.settings import StorageSettings
 from storage.tables import Job
+from workers import model_options
 from workers.adapters import NoTokenizer, WrongAdapterError, check_dimension, dimension_of, tokenizer_of, with_form
 from workers.data import validation
 from workers.data.overlap import MOST_OF_IT, rows_in_training
@@ -35,6 +38,7 @@ from workers.data.prepared import Prepared
 from workers.dataset_files import DatasetFiles, StoredDataset
 from workers.evaluation.plan import NotEvaluableError, split_for
 from workers.patience import patiently
+from workers.prompts import prompts_of
 from workers.training.batches import NoBatchError
 from workers.training.mixing import Mixture
 
@@ -133,13 +137,14 @@ class _Preparation:
         """Raises what `prepare` knows."""
         folder = self._folder()
         tokenizer = tokenizer_of(self._job, folder)
-        files = self._dataset_files(tokenizer)
+        self._check_model(folder)
+        files = self._dataset_files(tokenizer, prompts_of(self._job, self._method.contrastive.model, folder))
         asked = self._method.contrastive.hyperparameters.max_seq_length
         limit = min(asked, tokenizer.max_seq_length) if isinstance(asked, int) else tokenizer.max_seq_length
         training = [self._prepared(files, file_id, limit) for file_id in job_files.training_ids(self._job)]
         held_out = self._job.validation_file
         validation = self._prepared(files, held_out, limit) if held_out else None
-        method = self._resolved(training)
+        method = self._resolved(training, folder)
         self._check_mixture(training)
         if self._job.reads == "vectors":
             method = with_form(method, folder, training[0])
@@ -155,9 +160,15 @@ class _Preparation:
             self._check_batches(each, method)
         return method
 
-    def _dataset_files(self, tokenizer: TextTokenizer | NoTokenizer) -> DatasetFiles:
+    def _check_model(self, folder: Path | None) -> None:
+        if self._job.reads == "vectors" or folder is None:
+            return
+        if reason := model_options.reason_against(self._method.contrastive.model, folder):
+            raise NotTrainableError("invalid_value", f"`method.contrastive.model`: {reason}")
+
+    def _dataset_files(self, tokenizer: TextTokenizer | NoTokenizer, prompts: Prompts | None) -> DatasetFiles:
         try:
-            return DatasetFiles(self._settings, self._database, tokenizer, self._method.contrastive.data)
+            return DatasetFiles(self._settings, self._database, tokenizer, self._method.contrastive.data, prompts)
         except ValueError as error:
             raise NotTrainableError("invalid_value", f"`method.contrastive.data`: {error}") from error
 
@@ -190,15 +201,17 @@ class _Preparation:
         if not report.usable:
             raise NotTrainableError("file_invalid", f"{stored.filename}: {report.summary}")
 
-    def _resolved(self, training: Sequence[Prepared]) -> Method:
+    def _resolved(self, training: Sequence[Prepared], folder: Path | None) -> Method:
         older = self._job.openai_hyperparameters
         openai = OpenAIHyperparameters(**older) if older else None
+        pads = self._job.reads == "texts" and folder is not None and not packs(folder)
         return resolve(
             self._method,
             openai,
             rows=sum(map(len, training)),
             max_seq_length=self._job.max_seq_length,
             split_rows=len(training[0]),
+            pads=pads,
         )
 
     def _check_mixture(self, training: Sequence[Prepared]) -> None:
@@ -221,6 +234,13 @@ class _Preparation:
                 "invalid_value",
                 "`method.contrastive.loss.symmetric` says in which direction the pairs of a file are compared, and the "
                 f"rows of this one are {data.format}, which are all compared with one another. Leave it out.",
+            )
+        frozen = method.contrastive.model.train == "projection"
+        if data.format == "texts" and frozen and method.contrastive.data.view == "dropout":
+            raise NotTrainableError(
+                "invalid_value",
+                "A frozen encoder has no dropout, so the two views of a text would be one. Set "
+                "`method.contrastive.data.view` to deletion or span.",
             )
 
     def _check_batches(self, data: Prepared, method: Method) -> None:

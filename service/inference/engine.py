@@ -10,7 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import structlog
 
+from api_schemas.errors import LikenessError
 from encoders.loading import AnyEncoder
+from encoders.prompts import UnknownPromptError
 from encoders.text import TextEncoder
 from encoders.vectors import VectorAdapter
 from service.inference.batcher import Batcher
@@ -51,11 +53,17 @@ class InferenceEngine:
             queued_tokens=settings.queued_tokens,
         )
 
-    async def embed(self, model: NamedModel, texts: Sequence[str]) -> Embedded:
-        """Embed texts with a model. Raises LikenessError as the pool and the batcher do."""
+    async def embed(self, model: NamedModel, texts: Sequence[str], *, prompt: str | None = None) -> Embedded:
+        """Embed texts with a model, behind one of its prompts if one is named.
+
+        Raises LikenessError as the pool and the batcher do, and `invalid_value` for a prompt that the model lacks.
+        """
         encoder = cast(TextEncoder, await self._pool.get(model))
         # Off the event loop: the tokenizer releases the GIL, and long texts take a while.
-        tokenized = await asyncio.to_thread(encoder.tokenize, texts)
+        try:
+            tokenized = await asyncio.to_thread(encoder.tokenize, texts, prompt=prompt)
+        except UnknownPromptError as error:
+            raise LikenessError("invalid_value", f"'input_type': {error}", param="input_type") from error
         vectors = await self._batcher.embed(encoder.embed, [text.ids for text in tokenized])
         return Embedded(
             vectors=vectors,

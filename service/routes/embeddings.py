@@ -38,7 +38,8 @@ async def create_embeddings(
     """Embed texts, or vectors with an adapter. What comes out has length 1: dot products are cosine similarities."""
     model = await run_in_threadpool(resolve_model, state, caller.team_id, request.model)
     _check_dimensions(request.dimensions, model)
-    embedded = await while_client_waits(http, embed(engine, model, request.input, _names(request.input)))
+    embedding = embed(engine, model, request.input, _names(request.input), prompt=request.input_type)
+    embedded = await while_client_waits(http, embedding)
     vectors = shorten(embedded.vectors, request.dimensions)
     # Written without pydantic: it would copy a request's million floats one by one.
     return JSONResponse(
@@ -60,13 +61,25 @@ def resolve_model(state: ServiceState, team_id: str, name: str) -> NamedModel:
         return find_model(session, state.settings, name)
 
 
-async def embed(engine: InferenceEngine, model: NamedModel, inputs: Sequence[Given], names: Sequence[str]) -> Embedded:
+async def embed(
+    engine: InferenceEngine,
+    model: NamedModel,
+    inputs: Sequence[Given],
+    names: Sequence[str],
+    *,
+    prompt: str | None = None,
+) -> Embedded:
     """Embed what the model reads; `names` say where in the request each input is.
 
-    Raises LikenessError `wrong_input` for what it doesn't read, and what the engine raises.
+    Raises LikenessError `wrong_input` for what it doesn't read, `invalid_value` for a prompt before vectors, and what
+    the engine raises.
     """
     if model.reads == "texts":
-        return await engine.embed(model, [_text(each, name, model) for each, name in zip(inputs, names, strict=True)])
+        texts = [_text(each, name, model) for each, name in zip(inputs, names, strict=True)]
+        return await engine.embed(model, texts, prompt=prompt)
+    if prompt is not None:
+        message = f"`input_type` is for models that read texts, and {model.name} reads vectors. Leave it out."
+        raise LikenessError("invalid_value", message, param="input_type")
     if model.dimension is None:
         message = f"{model.name} is not trained: name an adapter that a job has made of it."
         raise LikenessError("invalid_value", message, param="model")

@@ -3,11 +3,11 @@
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Annotated
 
 import structlog
-from fastapi import APIRouter, Depends, Header, Request
+from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
@@ -45,6 +45,9 @@ log = structlog.get_logger(__name__)
 #: How often a followed job is looked at. Its worker writes at most twice a second.
 _FOLLOW_EVERY_SECONDS = 0.25
 _EVENTS_AT_ONCE = 500
+
+
+MaxPoints = Annotated[int, Query(ge=4, le=100_000, description="At most so many steps are given.")]
 
 
 def existing_job(job_id: str, caller: CallerDep, state: StateDep) -> str:
@@ -185,11 +188,16 @@ async def stream_events(
 
 
 @router.get("/{job_id}/metrics")
-def get_metrics(job_id: str, caller: CallerDep, state: StateDep) -> Metrics:
-    """What each training step measured; of one that was taken again after a crash, the last time counts."""
+def get_metrics(job_id: str, caller: CallerDep, state: StateDep, max_points: MaxPoints = 1000) -> Metrics:
+    """What the training steps measured, and rates over all of them; of a step taken again, the last time counts.
+
+    Of more than `max_points` steps, the first and the last are given, and those of the highest and of the lowest loss
+    of each stretch between them; `summary.steps` says how many there are.
+    """
     with state.database.session(caller.team_id) as session:
-        steps = [StepMetrics(**values) for values in jobs.metrics(session, jobs.get(session, job_id))]
-    return Metrics(data=steps, summary=_summary(steps))
+        job = jobs.get(session, job_id)
+        steps = [StepMetrics(**values) for values in jobs.metrics(session, job, max_points=max_points)]
+        return Metrics(data=steps, summary=MetricsSummary(**jobs.rates(session, job)._asdict()))
 
 
 @router.get("/{job_id}/evaluation")
@@ -284,18 +292,6 @@ def _news(state: ServiceState, caller: Caller, job_id: str, seq: int) -> tuple[l
         job = _wire(jobs.get(session, job_id))
         rows, _ = jobs.events(session, job_id, after_seq=seq, limit=_EVENTS_AT_ONCE, newest_first=False)
         return [_wire_event(row) for row in rows], job
-
-
-def _summary(steps: Sequence[StepMetrics]) -> MetricsSummary:
-    """Rates over all steps together: what was trained on over the seconds it took."""
-    seconds = sum(step.seconds for step in steps)
-    if seconds == 0:
-        return MetricsSummary(steps=len(steps))
-    return MetricsSummary(
-        steps=len(steps),
-        pairs_per_second=sum(step.pairs_per_second * step.seconds for step in steps) / seconds,
-        tokens_per_second=sum(step.tokens_per_second * step.seconds for step in steps) / seconds,
-    )
 
 
 def _seq_of(event_id: str, job: tables.Job) -> int:

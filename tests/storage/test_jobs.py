@@ -349,8 +349,30 @@ def test_steps_written_twice_are_there_once_with_one_event(database: Database) -
             record_step(session, job_id)
 
     with database.session(TEAM) as session:
-        assert jobs.metrics(session, jobs.get(session, job_id)) == [STEP]
+        assert jobs.metrics(session, jobs.get(session, job_id), max_points=1000) == [STEP]
     assert [event.type for event in events_of(database, job_id)].count("metrics") == 1
+
+
+def test_of_many_steps_the_ends_and_the_extremes_are_given_and_all_are_counted(database: Database) -> None:
+    job_id = add_job(database, "running")
+    losses = [2.0 + (step * 37 % 101) / 101 for step in range(1, 501)]
+    losses[122], losses[345] = 9.0, 0.5
+    steps = [
+        {**STEP, "step": step, "loss": loss, "seconds": 0.5, "pairs_per_second": 4.0 * (1 + step % 2)}
+        for step, loss in enumerate(losses, start=1)
+    ]
+    with database.session_across_teams() as session:
+        jobs.record_steps(session, job_id, 1, steps, progress={}, message="Steps", news={})
+
+    with database.session(TEAM) as session:
+        job = jobs.get(session, job_id)
+        chosen = jobs.metrics(session, job, max_points=20)
+        assert len(jobs.metrics(session, job, max_points=500)) == 500
+        assert jobs.rates(session, job)[:2] == (500, 6.0)
+    numbers = [step["step"] for step in chosen]
+    assert numbers == sorted(set(numbers))
+    assert 10 <= len(numbers) <= 20
+    assert {1, 123, 346, 500} <= set(numbers)
 
 
 def test_a_step_that_several_attempts_took_is_measured_by_the_newest(database: Database) -> None:
@@ -368,7 +390,7 @@ def test_a_step_that_several_attempts_took_is_measured_by_the_newest(database: D
         record_steps(session, 2, again)
 
     with database.session(TEAM) as session:
-        assert jobs.metrics(session, jobs.get(session, job_id)) == [first, again]
+        assert jobs.metrics(session, jobs.get(session, job_id), max_points=1000) == [first, again]
 
 
 def test_events_can_be_read_in_pages_from_both_ends(database: Database) -> None:
@@ -484,7 +506,9 @@ def test_a_job_on_validated_files_is_prepared_at_once_and_then_queued(database: 
     prepare(database, job_id)
     job = job_of(database, job_id)
     assert (job.state, job.attempt) == ("queued", 1)
-    assert "auto" not in {*job.method["contrastive"]["hyperparameters"].values()}
+    hyperparameters = job.method["contrastive"]["hyperparameters"]
+    # What the trainer resolves: it takes the encoder on its machine.
+    assert {name for name, value in hyperparameters.items() if value == "auto"} == {"micro_batch_size", "precision"}
     assert not is_in_preparation(database, job_id)
 
 

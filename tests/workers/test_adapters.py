@@ -216,6 +216,14 @@ def test_a_view_of_vectors_trains(shared: Installation, rows: list[dict[str, Any
             pair_rows(1, 4), {"hyperparameters": {"max_seq_length": 64}},
             "method.contrastive.hyperparameters.max_seq_length", "counts tokens", id="a length",
         ),
+        pytest.param(
+            pair_rows(1, 4), {"contrastive": {"model": {"adapter": "mlp", "train": "lora"}}},
+            "method.contrastive.model.train", "models that read texts", id="a LoRA on vectors",
+        ),
+        pytest.param(
+            pair_rows(1, 4), {"contrastive": {"export": ["onnx"]}}, "method.contrastive.export",
+            "models that read texts", id="a graph of an adapter",
+        ),
     ],
 )  # fmt: skip
 def test_what_the_model_does_not_read_is_refused_at_once(
@@ -316,6 +324,13 @@ def test_nan_is_refused_with_its_place(shared: Installation, trained: Any) -> No
     answer = shared.request("POST", "/v1/embeddings", content=body, headers={"Content-Type": "application/json"})
     error = answer.json()["error"]
     assert (answer.status_code, error["code"], error["param"]) == (400, "not_finite", "input.1.0")
+
+
+def test_vectors_have_no_prompt(shared: Installation, trained: Any) -> None:
+    body = {"model": trained.fine_tuned_model, "input": [1.0] * D, "input_type": "query"}
+    answer = shared.request("POST", "/v1/embeddings", json=body)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (400, "invalid_value", "input_type")
 
 
 def test_vectors_for_a_text_encoder_are_refused(shared: Installation) -> None:

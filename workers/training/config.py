@@ -1,4 +1,4 @@
-"""What a training run is told: every value decided, nothing left to look up."""
+"""What a training run is told: every value decided, but for the two that take the encoder on its machine to know."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from api_schemas.jobs import Contrastive
+
+#: What the trainer itself resolves: it takes the encoder, the data and the machine to know.
+_RESOLVED_IN_TRAINING = {"micro_batch_size", "precision"}
 
 
 class UnresolvedAutoError(ValueError):
@@ -40,6 +43,11 @@ class TrainingConfig:
     max_steps: int | None  # an upper bound, whatever n_epochs asks for
     max_seq_length: int | None  # tokens, the special ones included; no more than the encoder reads; None for vectors
     seed: int
+    lr_scheduler: Literal["linear", "cosine", "constant"] = "linear"
+    micro_batch_size: int | Literal["auto"] = "auto"  # rows whose texts are in memory at once
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    on_collapse: Literal["warn", "stop"] = "warn"
+    matryoshka_dims: tuple[int, ...] = ()
 
     @classmethod
     def from_method(cls, contrastive: Contrastive, *, seed: int) -> Self:
@@ -47,7 +55,9 @@ class TrainingConfig:
         values: dict[str, Any] = contrastive.hyperparameters.model_dump()
         loss: dict[str, Any] = contrastive.loss.model_dump()
         data = contrastive.data
-        unresolved = sorted(name for name, value in (values | loss).items() if value == "auto")
+        unresolved = sorted(
+            name for name, value in (values | loss).items() if value == "auto" and name not in _RESOLVED_IN_TRAINING
+        )
         if unresolved:
             raise UnresolvedAutoError(f"Not resolved before training: {', '.join(unresolved)}.")
         return cls(
@@ -58,4 +68,5 @@ class TrainingConfig:
             # Not resolved in a job that was queued before the field was there.
             bucket_by_length=data.bucket_by_length is True,
             seed=seed,
+            matryoshka_dims=tuple(contrastive.model.matryoshka_dims or ()),
         )

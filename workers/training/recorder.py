@@ -37,7 +37,7 @@ class Recorder:
         self._steps: list[StepReport] = []
         self._written = time.monotonic()
 
-    def say(self, message: str, *, level: jobs.Level = "info") -> None:
+    def say(self, message: str, level: jobs.Level = "info") -> None:
         """Write an event that people read."""
 
         def write() -> None:
@@ -54,6 +54,15 @@ class Recorder:
                 jobs.record_evaluation(
                     session, self._attempt.job_id, self._attempt.number, evaluation.model_dump(), evaluation.summary
                 )
+
+        patiently(write)
+
+    def resolved(self, hyperparameters: dict[str, Any]) -> None:
+        """Write what hyperparameters that were `auto` have become."""
+
+        def write() -> None:
+            with self._database.session_across_teams() as session:
+                jobs.resolved(session, self._attempt.job_id, self._attempt.number, hyperparameters)
 
         patiently(write)
 

@@ -17,8 +17,8 @@ from sqlalchemy.orm import Session
 from api_schemas.errors import LikenessError
 from api_schemas.evaluation import Evaluation
 from api_schemas.jobs import Method
-from encoders import registry
-from encoders.errors import EncoderError
+from encoders import onnx, registry
+from encoders.errors import AdaptationError, EncoderError
 from encoders.loading import AnyEncoder
 from storage import files as stored_files
 from storage import job_files, jobs, models
@@ -38,6 +38,7 @@ from workers.evaluation import card
 from workers.evaluation.job_evaluation import JobEvaluation, Subject
 from workers.evaluation.plan import split_of
 from workers.patience import patiently
+from workers.prompts import prompts_of
 from workers.training import evaluation, mixing, starting
 from workers.training.batch_loss import yardstick
 from workers.training.batches import NoBatchError
@@ -45,7 +46,9 @@ from workers.training.checkpoints import Checkpoints
 from workers.training.config import TrainingConfig
 from workers.training.losses import NonFiniteEmbeddingsError
 from workers.training.recorder import Attempt, Recorder
+from workers.training.tensorboard import EventFile
 from workers.training.trainer import (
+    EmbeddingsCollapsedError,
     NonFiniteLossError,
     OutOfMemoryInTraining,
     StepReport,
@@ -96,10 +99,12 @@ def _with_known_ends(run: "_Run") -> int:
     """Run, and record every failure that has a name under that name."""
     try:
         run.whole()
-    except (NonFiniteLossError, OutOfMemoryInTraining) as error:
+    except (NonFiniteLossError, EmbeddingsCollapsedError, OutOfMemoryInTraining) as error:
         run.fail(error.code, str(error))
     except LikenessError as error:
         run.fail(error.code, error.message)
+    except AdaptationError as error:
+        run.fail("invalid_value", f"`method.contrastive.model`: {error}")
     except EncoderError as error:
         run.fail("weights_unavailable", str(error))
     except (validation.DatasetError, NoRowsError) as error:
@@ -137,10 +142,13 @@ class _Run:
         job = self._job()
         base_model, folder = self._base(job)
         method = Method(**job.method).contrastive
+        if "onnx" in method.export:
+            onnx.check_installed()  # rather now than after training
         config = TrainingConfig.from_method(method, seed=job.seed)
         tokenizer = tokenizer_of(job, folder)
         limit = min(config.max_seq_length or 0, tokenizer.max_seq_length)
-        files = DatasetFiles(self._settings, self._database, tokenizer, method.data)
+        prompts = prompts_of(job, method.model, folder)
+        files = DatasetFiles(self._settings, self._database, tokenizer, method.data, prompts)
         held_out_ids = [job.validation_file] if job.validation_file else []
         file_ids = [*job_files.training_ids(job), *held_out_ids]
         prepared = {file_id: self._prepared(files, file_id, limit) for file_id in file_ids}
@@ -149,7 +157,8 @@ class _Run:
         split = split_of(training, validation, method.data.eval_split, job.seed)
         held_out = split.evaluation if split else None
         encoder = starting.encoder_of(job, method, folder, training[0])
-        trainer = Trainer(encoder, split.training if split else training, config)
+        trained_on = split.training if split else training
+        trainer = Trainer(encoder, trained_on, config, on_notice=lambda each: self._recorder.say(*each))
         for notice in [*self._shares(job, trainer), *trainer.batches.notices]:
             self._recorder.say(notice)
         evaluating = JobEvaluation(trainer, split, method, self._recorder, self._stop)
@@ -157,7 +166,8 @@ class _Run:
         checkpoints = Checkpoints(stored, trainer, self._recorder, method.checkpointing, evaluation=evaluating)
         before = _validation_loss(trainer, held_out)
         self._recorder.say(f"Training {job.model} on {encoder.device}: {trainer.total_steps} steps")
-        take_steps(trainer, checkpoints, evaluating, self._recorder, self._stop)
+        with EventFile(self._settings.tensorboard_dir / job.id) as board:
+            take_steps(trainer, checkpoints, evaluating, self._recorder, board, self._stop)
         found = self._evaluated(evaluating, job, files)
         self._compare(before, _validation_loss(trainer, held_out))
         run = self._card(job, base_model, trainer, prepared, found)
@@ -273,13 +283,13 @@ class _Run:
                 file = stored_files.get(session, file_id)
                 rows = len(prepared[file_id]) if file_id in prepared else file.rows
                 read.append(card.DataFile(card.purpose_of(param), file_id, file.sha256, rows))
-            return read, [(step["step"], step["loss"]) for step in jobs.metrics(session, job)]
+            return read, [(step["step"], step["loss"]) for step in jobs.metrics(session, job, max_points=1000)]
 
     def _publish(self, job: Job, encoder: AnyEncoder, base_model: str, base_folder: Path | None, run: card.Run) -> None:
         """Save the encoder, make its folder visible, and end the job, in this order."""
         name = models.artifact_name(job)
         with self._artifacts.publishing_model(name) as folder:
-            starting.save(encoder, folder, base_folder=base_folder)
+            starting.save(encoder, folder, base_folder=base_folder, formats=Method(**job.method).contrastive.export)
             card.write(run, folder)
         weights = sha256(self._artifacts.model(name) / "model.safetensors")
 
@@ -313,6 +323,7 @@ def take_steps(
     checkpoints: Checkpoints,
     evaluating: JobEvaluation,
     recorder: Recorder,
+    board: EventFile,
     should_stop: Callable[[], bool],
 ) -> None:
     """Take the steps that are left, keep the state after the last one, and put the model's weights in place.
@@ -322,11 +333,14 @@ def take_steps(
 
     def on_step(report: StepReport) -> None:
         recorder.step(report)
+        board.step(report)
         checkpoints.after_step(report)
         # Last: a stop in the middle of it leaves a whole checkpoint, from which only this is done again.
         evaluating.after_step(report)
 
     checkpoints.resume()
+    # What was resolved before an interruption is in the checkpoint.
+    recorder.resolved(trainer.resolve()._asdict())
     try:
         with evaluating.until_stopped():
             evaluating.begin()

@@ -2,34 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from api_schemas.jobs import Contrastive
-from encoders import export
+from encoders import export, onnx
 from encoders.loading import AnyEncoder, load
 from encoders.text import TextEncoder
 from encoders.vectors import VectorAdapter
 from storage.tables import Job
 from workers.adapters import DEFAULT_FORM, dimension_of
 from workers.data.prepared import Prepared
+from workers.training.adaptation import adaptation_of
 
 
 def encoder_of(job: Job, method: Contrastive, folder: Path | None, training: Prepared) -> AnyEncoder:
-    """What is trained: the folder's encoder, or an untrained adapter for the vectors. Raises EncoderError."""
+    """What is trained: the folder's encoder, as the job wants it, or an untrained adapter for the vectors.
+
+    Raises EncoderError.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if folder is not None:
-        return load(folder, job.reads, device=device)
+        encoder = load(folder, job.reads, device=device)
+        if isinstance(encoder, TextEncoder):
+            adaptation_of(method.model).prepare(encoder, seed=job.seed)
+        return encoder
     form = method.model.adapter or DEFAULT_FORM
     return VectorAdapter.untrained(form, dimension_of(training), seed=job.seed, device=device)
 
 
-def save(encoder: AnyEncoder, folder: Path, *, base_folder: Path | None) -> None:
-    """Write the model's folder. Raises what `encoders.export.save` raises."""
+def save(
+    encoder: AnyEncoder, folder: Path, *, base_folder: Path | None, formats: Sequence[Literal["onnx"]] = ()
+) -> None:
+    """Write the model's folder, and what else was asked for. Raises what `encoders.export.save` raises."""
     if isinstance(encoder, TextEncoder):
         assert base_folder is not None  # noqa: S101 (a text encoder was loaded from it)
         export.save(encoder, folder, base_folder=base_folder)
+        if "onnx" in formats:
+            onnx.write(folder)
     else:
         encoder.save(folder)
 

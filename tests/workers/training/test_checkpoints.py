@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from api_schemas.jobs import Checkpointing
+from encoders.adaptation import Adaptation
 from encoders.text import TextEncoder
 from storage import jobs
 from storage.artifacts import ArtifactStore
@@ -50,9 +51,16 @@ class Training:
     """A job's training in this process: each `attempt` begins with a new encoder and has only the files of the last."""
 
     def __init__(
-        self, database: Database, artifacts: Path, base: Path, datasets: Sequence[Prepared], config: TrainingConfig
+        self,
+        database: Database,
+        artifacts: Path,
+        base: Path,
+        datasets: Sequence[Prepared],
+        config: TrainingConfig,
+        adaptation: Adaptation,
     ) -> None:
         self.database, self.base, self.datasets, self.config = database, base, datasets, config
+        self.adaptation = adaptation
         self.job_id = add_job(database, "running")
         self.stored = JobCheckpoints(ArtifactStore(artifacts), self.job_id)
         self.recorder = Recorder(database, Attempt(self.job_id, 1))
@@ -60,6 +68,7 @@ class Training:
     def attempt(self, *, every_steps: int = 2, killed_after: int | None = None) -> tuple[list[int], dict[str, bytes]]:
         """Train until the end, or until the process dies. Returns the steps taken, and the weights at the end."""
         encoder = TextEncoder.load(self.base)
+        self.adaptation.prepare(encoder, seed=0)
         trainer = Trainer(encoder, self.datasets, self.config)
         checkpoints = Checkpoints(self.stored, trainer, self.recorder, Checkpointing(every_steps=every_steps))
         taken: list[int] = []
@@ -90,8 +99,8 @@ def as_bytes(state: dict[str, Tensor]) -> dict[str, bytes]:
 def new_training(
     database: Database, tmp_path: Path, tiny_folder: Path, data: Prepared, config: TrainingConfig
 ) -> Callable[..., Training]:
-    def new(datasets: Sequence[Prepared] = (data,), config: TrainingConfig = config) -> Training:
-        return Training(database, tmp_path / "artifacts", tiny_folder, datasets, config)
+    def new(datasets: Sequence[Prepared] = (data,), config: TrainingConfig = config, **adaptation: Any) -> Training:
+        return Training(database, tmp_path / "artifacts", tiny_folder, datasets, config, Adaptation(**adaptation))
 
     return new
 
@@ -158,6 +167,19 @@ def test_a_run_can_be_killed_at_every_step(new_training: Callable[..., Training]
     nothing_left, resumed = broken.attempt(every_steps=1)
 
     assert nothing_left == []
+    assert resumed == unbroken
+
+
+@pytest.mark.parametrize("train", ["lora", "projection"])
+def test_a_part_of_an_encoder_goes_on_to_the_bit_as_well(
+    new_training: Callable[..., Training], config: TrainingConfig, train: str
+) -> None:
+    config = replace(config, loss=LOSSES["memory"], matryoshka_dims=(4, 16))
+    steps, unbroken = new_training(config=config, train=train).attempt()
+    broken = new_training(config=config, train=train)
+    broken.attempt(killed_after=3)
+    rest, resumed = broken.attempt()
+    assert rest == steps[2:]
     assert resumed == unbroken
 
 
@@ -282,7 +304,7 @@ def test_a_checkpoint_of_another_run_is_not_taken(
     else:
         encoder = TextEncoder.load(tiny_folder)
         with torch.no_grad():
-            encoder.bert.embeddings.LayerNorm.weight[0] += 1
+            encoder.transformer.embeddings.LayerNorm.weight[0] += 1
         monkeypatch.setattr(TextEncoder, "load", lambda folder: encoder)
     taken, _ = training.attempt()
 

@@ -137,6 +137,21 @@ def test_labels_with_few_texts_are_told(shared: Installation) -> None:
     assert "Rows that repeat a text and its label, and are left out: 1" in messages
 
 
+def test_what_training_resolved_is_echoed(shared: Installation, trained: Any) -> None:
+    hyperparameters = trained.method.contrastive["hyperparameters"]
+
+    assert (hyperparameters["micro_batch_size"], hyperparameters["precision"]) == (
+        hyperparameters["batch_size"],
+        "fp32",
+    )
+
+
+def test_steps_are_written_for_tensorboard(shared: Installation, trained: Any) -> None:
+    (file,) = (shared.settings.tensorboard_dir / trained.id).iterdir()
+
+    assert file.read_bytes().count(b"train/loss") == 3
+
+
 def test_every_step_is_measured(shared: Installation, trained: Any) -> None:
     metrics = shared.request("GET", f"/v1/fine_tuning/jobs/{trained.id}/metrics").json()
 
