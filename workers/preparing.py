@@ -41,6 +41,7 @@ log = structlog.get_logger("likeness.preparing")
 
 _LOOK_EVERY_SECONDS = 1.0
 _TELL_EVERY_SECONDS = 10.0
+_MINED = ("pairs", "triplets")
 _DIRECTED = ("pairs", "triplets", "vector_pairs")
 
 
@@ -210,6 +211,12 @@ class _Preparation:
                 "invalid_value",
                 "`method.contrastive.loss.symmetric` says in which direction the pairs of a file are compared, and the "
                 f"rows of this one are {data.format}, which are all compared with one another. Leave it out.",
+            )
+        if method.contrastive.hard_negatives is not None and data.format not in _MINED:
+            raise NotTrainableError(
+                "invalid_value",
+                "`method.contrastive.hard_negatives` are mined for anchors that have answers, in pairs and triplets, "
+                f"and the rows of this file are {data.format}. Leave it out.",
             )
         batch_size = method.contrastive.hyperparameters.batch_size
         assert batch_size != "auto"  # noqa: S101 (resolved)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ from api_schemas.files import DataFormat
 from workers.data.prepared import Prepared
 from workers.training.batches import Batch
 from workers.training.tokens import select
+from workers.training.views import Tokens
 
 Floats = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
@@ -38,7 +39,9 @@ MINED_FORMATS: frozenset[DataFormat] = frozenset({"pairs", "triplets"})
 MOST_CANDIDATES = 65_536
 #: Its scores with all candidates are 67 MB.
 _ANCHORS_OF_A_BLOCK = 256
-_EXAMPLES = 5
+_EXAMPLES = 3
+#: Characters of a text in an example.
+_SHOWN = 100
 _NONE = -1
 
 
@@ -49,7 +52,7 @@ class MiningStopped(Exception):  # noqa: N818 (a request that was met, not an er
 class Encoder(Protocol):
     """What is asked of the encoder: unit vectors (n, d) of token ids, without dropout."""
 
-    def embed(self, tokens: Sequence[npt.NDArray[np.int32]], /) -> Floats: ...
+    def embed(self, tokens: Sequence[Tokens], /) -> Floats: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,14 +140,14 @@ def mine(
     )
 
 
-def extended(batch: Batch, mined: Mined, data: Prepared, *, source_labels: int = 0) -> Batch:
-    """The batch with the negatives of its rows, in order, behind its own items.
+def extended(batch: Batch, mined: Indices, data: Prepared, *, source_labels: int = 0) -> Batch:
+    """The batch with the negatives of its rows, in order, behind its own items. mined: `Mined.items`.
 
     A text that is in the batch already is not added: it is a negative there, or somebody's answer.
     source_labels: what the mixture has added to labels of this dataset.
     """
     rows = np.searchsorted(data.row_starts, batch.items[batch.asks], side="right") - 1
-    items = mined.items[rows].ravel()
+    items = mined[rows].ravel()
     items = items[items != _NONE]
     contents = data.contents[items]
     first = np.zeros(len(items), dtype=np.bool_)
@@ -250,36 +253,20 @@ def _look(should_stop: Callable[[], bool] | None) -> None:
         raise MiningStopped
 
 
-def described(mined: Mined, data: Prepared, decode: Callable[[Any], str]) -> tuple[str, dict[str, Any]]:
-    """A sentence about what was chosen and why, and the figures and examples behind it.
-
-    decode: token ids to a text.
-    """
-    message = (
+def described(mined: Mined, data: Prepared, decode: Callable[[Tokens], str]) -> str:
+    """What was chosen and why, in a sentence, and some examples, a line each. decode: token ids to a text."""
+    lines = [
         f"Mined hard negatives for {mined.anchors:,} of {len(data):,} rows among {mined.candidates:,} texts: mean "
-        f"cosine {mined.negative_cosine:.3f} with the anchor, its own answer {mined.positive_cosine:.3f}; "
+        f"cosine {mined.negative_cosine:.3f} with the anchor, and {mined.positive_cosine:.3f} of its own answer. "
         f"{mined.left_out:,} nearer ones were left out as likely answers"
-    )
-    figures = {
-        "anchors": mined.anchors,
-        "candidates": mined.candidates,
-        "left_out": mined.left_out,
-        "positive_cosine": mined.positive_cosine,
-        "negative_cosine": mined.negative_cosine,
-        "examples": [
-            {
-                "row": one.row + 1,
-                "anchor": _text(data, int(data.row_starts[one.row]), decode),
-                "positive": _text(data, int(data.row_starts[one.row]) + 1, decode),
-                "negative": _text(data, one.negative, decode),
-                "positive_cosine": one.positive_cosine,
-                "negative_cosine": one.negative_cosine,
-            }
-            for one in mined.examples
-        ],
-    }
-    return message, figures
-
-
-def _text(data: Prepared, item: int, decode: Callable[[Any], str]) -> str:
-    return decode(select(data, np.array([item]))[0])
+    ]
+    for one in mined.examples:
+        first = int(data.row_starts[one.row])
+        anchor, positive, negative = (
+            decode(select(data, np.array([item]))[0])[:_SHOWN] for item in (first, first + 1, one.negative)
+        )
+        lines.append(
+            f"row {one.row + 1}: {anchor!r} is answered by {positive!r} ({one.positive_cosine:.3f}); "
+            f"mined was {negative!r} ({one.negative_cosine:.3f})"
+        )
+    return "\n".join(lines)

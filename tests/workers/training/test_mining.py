@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -118,7 +117,7 @@ def test_negatives_join_the_batch_once_and_answer_nothing(encoder, prepared) -> 
     data = prepared(*(pair(f"{letter}", f"{letter}1") for letter in "abcdz"))
     found = mine(encoder, data, MiningConfig(margin=1.0), seed=0, epoch=0)
     for batch in Batches(data, batch_size=2, seed=0).epoch(0):
-        longer = extended(batch, found, data)
+        longer = extended(batch, found.items, data)
         added = slice(len(batch.items), None)
         assert len(np.unique(longer.contents)) == len(longer.contents)
         assert (longer.labels[added] < 0).all()
@@ -131,15 +130,13 @@ def test_negatives_join_the_batch_once_and_answer_nothing(encoder, prepared) -> 
 
 def test_a_row_without_negatives_adds_none(encoder, prepared) -> None:
     data = prepared(pair("a", "a1"), pair("b", "b1"))
-    found = replace(mine(encoder, data, MiningConfig(), seed=0, epoch=0), items=np.full((2, 1), -1))
     batch = next(Batches(data, batch_size=2, seed=0).epoch(0))
-    assert len(extended(batch, found, data).items) == 4
+    assert len(extended(batch, np.full((2, 1), -1), data).items) == 4
 
 
 def test_it_is_told_what_was_chosen_and_why(encoder, prepared) -> None:
     data = prepared(pair("a", "a4"), pair("b", "b1"), pair("c", "c1"), pair("z", "z1"))
-    message, figures = described(mine(encoder, data, MiningConfig(margin=1.0), seed=0, epoch=0), data, encoder.decode)
-    assert message.startswith("Mined hard negatives for 4 of 4 rows among 4 texts")
-    assert {"row": 1, "anchor": "a", "positive": "a4", "negative": "b1"}.items() <= next(
-        one for one in figures["examples"] if one["row"] == 1
-    ).items()
+    message = described(mine(encoder, data, MiningConfig(margin=1.0), seed=0, epoch=0), data, encoder.decode)
+    sentence, *examples = message.splitlines()
+    assert sentence.startswith("Mined hard negatives for 4 of 4 rows among 4 texts: mean cosine")
+    assert any(line.startswith("row 1: 'a' is answered by 'a4' (0.999); mined was 'b1'") for line in examples)
