@@ -18,8 +18,8 @@ from workers.data.prepared import Prepared
 from workers.training.views import Tokens
 
 #: `auto` lets a batch of so many tokens through in one pass. MiniLM holds 220 KB a token of texts of 16, and 410 KB of
-#: texts of 256, for the backward pass, so 1.8 to 3.4 GB: a laptop has that. Encoders of 12 layers of 768 take four times
-#: as much; where that isn't there, micro-batches are halved.
+#: texts of 256, for the backward pass, so 1.8 to 3.4 GB: a laptop has that. Encoders of 12 layers of 768 take four
+#: times as much; where that isn't there, micro-batches are halved.
 TOKENS_AT_ONCE = 8192
 
 
