@@ -50,7 +50,8 @@ class Probe:
     def __str__(self) -> str:
         return (
             f"Precision: {self.choice}. A pass over a sample takes {self.fp32 * 1000:.0f} ms in fp32 and "
-            f"{self.bf16 * 1000:.0f} ms in bf16 on this machine; bf16 is chosen if it is {WORTHWHILE_SPEEDUP:g} times as fast"
+            f"{self.bf16 * 1000:.0f} ms in bf16 on this machine; bf16 is chosen where it is {WORTHWHILE_SPEEDUP:g} "
+            "times as fast"
         )
 
 
