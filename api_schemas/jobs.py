@@ -187,7 +187,7 @@ class Checkpointing(RequestModel):
 
 
 class HardNegatives(RequestModel):
-    """Negatives that are mined from the file's own answers, before epochs. See docs/training.md."""
+    """Negatives that are mined from the file's own answers, before epochs. Between them they serve again."""
 
     per_anchor: Annotated[int, Field(ge=1, le=16)] = Field(
         default=1, description="How many texts join the batch for each of its anchors."

@@ -7,7 +7,6 @@ Sorted, a part also has few different lengths, each of which costs the packed en
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -15,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from workers.data.prepared import Prepared
-from workers.training.views import Tokens
+from workers.training.inputs import Inputs
 
 #: `auto` lets a batch of so many tokens through in one pass. MiniLM holds 220 KB a token of texts of 16, and 410 KB of
 #: texts of 256, for the backward pass, so 1.8 to 3.4 GB: a laptop has that. Encoders of 12 layers of 768 take four
@@ -46,13 +45,13 @@ def tokens_per_row(data: Prepared) -> float:
 class Parts:
     """Texts cut into parts. Its slices hold the texts of all parts in them: what `GradientCache` cuts."""
 
-    parts: list[list[Tokens]]
+    parts: list[Inputs]
     back: npt.NDArray[np.int64]  # (N,) where each text of the batch lies among those of all parts
 
     @classmethod
-    def of(cls, texts: Sequence[Tokens], count: int) -> Self:
+    def of(cls, inputs: Inputs, count: int) -> Self:
         """At most `count` parts of about the same number of tokens."""
-        lengths = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
+        lengths = np.fromiter(map(len, inputs), dtype=np.int64, count=len(inputs))
         order = np.argsort(lengths, kind="stable")
         ends = np.cumsum(lengths[order])
         # By the middle of each text: a part has at most one text more than its share of the tokens.
@@ -60,10 +59,10 @@ class Parts:
         borders = np.flatnonzero(np.diff(numbers)) + 1
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
-        return cls([[texts[index] for index in part] for part in np.split(order, borders)], back)
+        return cls([[inputs[index] for index in part] for part in np.split(order, borders)], back)
 
     def __len__(self) -> int:
         return len(self.parts)
 
-    def __getitem__(self, which: slice, /) -> list[Tokens]:
+    def __getitem__(self, which: slice, /) -> Inputs:
         return [text for part in self.parts[which] for text in part]
