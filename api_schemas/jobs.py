@@ -256,6 +256,20 @@ class ModelOptions(RequestModel):
     )
 
 
+class HardNegatives(RequestModel):
+    """Negatives that are mined from the file's own answers, before epochs. Between them they serve again."""
+
+    per_anchor: Annotated[int, Field(ge=1, le=16)] = Field(
+        default=1, description="How many texts join the batch for each of its anchors."
+    )
+    margin: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.95,
+        description="A text whose cosine with the anchor is above so much of that of its own answer is left out, as a "
+        "likely answer that nobody has marked.",
+    )
+    every_epochs: Annotated[int, Field(ge=1)] = Field(default=1, description="Mine anew before every so many-th epoch.")
+
+
 class Contrastive(RequestModel):
     """Contrastive fine-tuning: pull what is alike together, push the rest apart."""
 
@@ -263,6 +277,9 @@ class Contrastive(RequestModel):
     model: ModelOptions = Field(default_factory=ModelOptions)
     loss: ContrastiveLoss = Field(default_factory=ContrastiveLoss)
     hyperparameters: ContrastiveHyperparameters = Field(default_factory=ContrastiveHyperparameters)
+    hard_negatives: HardNegatives | None = Field(
+        default=None, description="null: those that the file has, and the batch. For pairs and triplets."
+    )
     checkpointing: Checkpointing = Field(default_factory=Checkpointing)
     evaluation: EvaluationOptions = Field(default_factory=EvaluationOptions)
     early_stopping: EarlyStoppingOptions | None = Field(default=None, description="null: take all steps.")

@@ -70,6 +70,11 @@ class TextTokenizer:
         tokens = (self._tokenizer.id_to_token(number) or "" for number in range(self.vocabulary_size))
         return np.array([token.startswith(prefix) for token in tokens])
 
+    def decode(self, ids: np.ndarray) -> str:
+        """About the text that the ids (length,) were made of: case and spaces may be lost."""
+        text: str = self._tokenizer.decode(ids.tolist(), skip_special_tokens=True)
+        return text
+
     def __call__(self, texts: Sequence[str]) -> list[TokenizedText]:
         encodings = self._tokenizer.encode_batch_fast([self._prepare(text) for text in texts])
         return [self._cut(encoding.ids) for encoding in encodings]

@@ -46,6 +46,7 @@ log = structlog.get_logger("likeness.preparing")
 
 _LOOK_EVERY_SECONDS = 1.0
 _TELL_EVERY_SECONDS = 10.0
+_MINED = ("pairs", "triplets")
 _DIRECTED = ("pairs", "triplets", "vector_pairs")
 
 
@@ -241,6 +242,12 @@ class _Preparation:
                 "invalid_value",
                 "A frozen encoder has no dropout, so the two views of a text would be one. Set "
                 "`method.contrastive.data.view` to deletion or span.",
+            )
+        if method.contrastive.hard_negatives is not None and data.format not in _MINED:
+            raise NotTrainableError(
+                "invalid_value",
+                "`method.contrastive.hard_negatives` are mined for anchors that have answers, in pairs and triplets, "
+                f"and the rows of this file are {data.format}. Leave it out.",
             )
 
     def _check_batches(self, data: Prepared, method: Method) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from api_schemas.jobs import Contrastive
+from workers.training.mining import MiningConfig
 
 #: What the trainer itself resolves: it takes the encoder, the data and the machine to know.
 _RESOLVED_IN_TRAINING = {"micro_batch_size", "precision"}
@@ -48,6 +49,7 @@ class TrainingConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     on_collapse: Literal["warn", "stop"] = "warn"
     matryoshka_dims: tuple[int, ...] = ()
+    hard_negatives: MiningConfig | None = None
 
     @classmethod
     def from_method(cls, contrastive: Contrastive, *, seed: int) -> Self:
@@ -63,6 +65,7 @@ class TrainingConfig:
         return cls(
             **values,
             loss=LossConfig(**loss),
+            hard_negatives=MiningConfig(**asked.model_dump()) if (asked := contrastive.hard_negatives) else None,
             view=data.view,
             mixing_temperature=data.mixing_temperature,
             # Not resolved in a job that was queued before the field was there.

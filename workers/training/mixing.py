@@ -29,7 +29,7 @@ from workers.data.prepared import Prepared
 from workers.training.batches import Batch, Batches, Position
 
 #: Labels of a batch are numbers of rows, items or labels of its dataset, which are fewer than this.
-_LABELS_OF_A_DATASET = 2**40
+LABELS_OF_A_DATASET = 2**40
 
 
 class Mixture:
@@ -82,7 +82,7 @@ class Mixture:
         for done, source in enumerate(self._sources[step:].tolist(), start=step + 1):
             batch = next(running[source])
             places[2 * source : 2 * source + 2] = batch.after
-            own = source * _LABELS_OF_A_DATASET
+            own = source * LABELS_OF_A_DATASET
             labels = np.where(batch.labels < 0, batch.labels - own, batch.labels + own)
             yield replace(batch, labels=labels, source=source, after=(done, *places))
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
@@ -31,10 +31,12 @@ from workers.training.batches import Batch
 from workers.training.collapse import CollapseAlarm, EmbeddingsCollapsedError
 from workers.training.config import TrainingConfig
 from workers.training.gradients import BatchGradient, Taken
+from workers.training.hard_negatives import HardNegatives
 from workers.training.inputs import BatchInputs, Inputs, tokens_in
 from workers.training.lack_of_memory import OutOfMemoryInTraining, explaining_lack_of_memory, is_lack_of_memory
 from workers.training.losses import NonFiniteEmbeddingsError
 from workers.training.matryoshka import AnyLoss, MatryoshkaLoss
+from workers.training.mining import MiningStopped
 from workers.training.mixing import Mixture
 from workers.training.optimizer import adamw
 from workers.training.precision import Precision
@@ -150,6 +152,7 @@ class Trainer:
         self.gradient = BatchGradient(encoder, self.loss, self._micro_batch_size(), on_halving=self._say_halved)
         self.precision = config.precision  # auto until it is resolved
         self.alarm = CollapseAlarm()
+        self.negatives = self._hard_negatives()
         self.step = 0  # steps taken
         self.position = self.batches.start  # of the sampler
         self.trained_tokens = 0
@@ -177,7 +180,7 @@ class Trainer:
         used = self.resolve().precision
         self.encoder.train()
         try:
-            with closing(one_ahead(self.batches.starting_at(self.position), self._read)) as batches:
+            with closing(self._batches(should_stop)) as batches:
                 for batch, inputs in batches:
                     if should_stop():
                         raise TrainingInterrupted(self.step, self.total_steps)
@@ -199,6 +202,7 @@ class Trainer:
             "micro_batch_size": self.gradient.micro_batch_size,
             "precision": self.precision,
             "alarm": self.alarm.state_dict(),
+            "negatives": self.negatives.state_dict() if self.negatives else {},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -210,6 +214,8 @@ class Trainer:
         self.gradient.micro_batch_size = state["micro_batch_size"]
         self.precision = state["precision"]
         self.alarm.load_state_dict(state["alarm"])
+        if self.negatives is not None:
+            self.negatives.load_state_dict(state["negatives"])
 
     def _take_step(self, batch: Batch, inputs: Inputs, used: Precision) -> StepReport:
         began = time.perf_counter()
@@ -256,6 +262,34 @@ class Trainer:
     def _read(self, batch: Batch) -> tuple[Batch, Inputs]:
         """A batch and what of it is encoded. On the thread that reads ahead: nothing that steps change is looked at."""
         return batch, self.inputs(self.datasets[batch.source], batch)
+
+    def _batches(self, should_stop: Callable[[], bool]) -> Generator[tuple[Batch, Inputs]]:
+        """What is left of the run, read one ahead where nothing but the position decides what comes."""
+        ahead = self.batches.starting_at(self.position)
+        if self.negatives is None:
+            yield from one_ahead(ahead, self._read)
+            return
+        for batch in ahead:
+            try:
+                yield self._read(self._with_negatives(self.negatives, batch, should_stop))
+            except MiningStopped as stopped:
+                raise TrainingInterrupted(self.step, self.total_steps) from stopped
+
+    def _with_negatives(self, negatives: HardNegatives, batch: Batch, should_stop: Callable[[], bool]) -> Batch:
+        self.encoder.eval()
+        try:
+            return negatives(batch, should_stop)
+        finally:
+            self.encoder.train()
+
+    def _hard_negatives(self) -> HardNegatives | None:
+        config = self.config
+        if config.hard_negatives is None or not isinstance(self.encoder, TextEncoder):
+            return None
+        return HardNegatives(
+            self.encoder, self.datasets, config.hard_negatives, seed=config.seed,
+            say=lambda message: self._say(Notice(message, "info")),
+        )  # fmt: skip
 
     def _add_gradient(self, batch: Batch, inputs: Inputs, used: Precision) -> Taken:
         try:

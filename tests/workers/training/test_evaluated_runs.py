@@ -23,6 +23,7 @@ from workers.training.checkpoints import Checkpoints
 from workers.training.config import TrainingConfig
 from workers.training.recorder import Attempt, Recorder
 from workers.training.run import take_steps
+from workers.training.tensorboard import EventFile
 from workers.training.trainer import Trainer, TrainingInterrupted
 
 THINGS = [
@@ -66,7 +67,8 @@ class EvaluatedRun:
         evaluating = JobEvaluation(trainer, self.split, Contrastive.model_validate(EVALUATED), recorder, asked)
         options = Checkpointing(every_steps=3)
         checkpoints = Checkpoints(self.stored, trainer, recorder, options, evaluation=evaluating)
-        take_steps(trainer, checkpoints, evaluating, recorder, asked)
+        with EventFile(self.stored.folder(0).parent.parent / "tensorboard") as board:
+            take_steps(trainer, checkpoints, evaluating, recorder, board, asked)
         found = evaluating.result(Subject("job", "file", lambda numbers: {number: ROWS[number] for number in numbers}))
         assert found is not None
         return {

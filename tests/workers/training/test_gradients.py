@@ -18,7 +18,7 @@ from workers.data.prepared import Prepared
 from workers.training import micro_batches
 from workers.training.config import LossConfig, TrainingConfig
 from workers.training.micro_batches import TOKENS_AT_ONCE, Parts, automatic_size, tokens_per_row
-from workers.training.precision import in_precision
+from workers.training.precision import Probe, in_precision
 from workers.training.trainer import Notice, OutOfMemoryInTraining, StepReport, Trainer
 
 LOSSES = [
@@ -183,12 +183,12 @@ from tests.workers.training.conftest import CONFIG
 
 torch.set_num_threads(1)
 encoder = TextEncoder.load(Path(sys.argv[1]))
-rows = [Row("pairs", (f"{n} " * 60, f"{n + 5000} " * 60)) for n in range(600)]
+rows = [Row("pairs", (f"{n} " * 60, f"{n + 5000} " * 60)) for n in range(300)]
 data = prepare(iter(rows), Path(sys.argv[2]), tokenizer=encoder.tokenizer, limit=48)
-trainer = Trainer(encoder, [data], replace(CONFIG, batch_size=600, micro_batch_size=600, max_steps=2),
+trainer = Trainer(encoder, [data], replace(CONFIG, batch_size=300, micro_batch_size=300, max_steps=2),
                   on_notice=lambda notice: print(notice.message))
 used = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize:")).split()[1]) * 1024
-resource.setrlimit(resource.RLIMIT_AS, (used + 400 * 2**20,) * 2)
+resource.setrlimit(resource.RLIMIT_AS, (used + 200 * 2**20,) * 2)
 trainer.run(on_step=lambda report: print("step", report.step), should_stop=lambda: False)
 """
 
@@ -198,7 +198,7 @@ def test_a_limit_of_memory_that_is_real(tiny_folder, tmp_path):
     command = [sys.executable, "-c", LIMITED, str(tiny_folder), str(tmp_path / "entry")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "Step 1 ran out of memory. micro_batch_size is 300 from here on" in done.stdout
+    assert "Step 1 ran out of memory. micro_batch_size is 150 from here on" in done.stdout
     assert done.stdout.splitlines()[-1] == "step 2"
 
 
@@ -241,6 +241,11 @@ def test_auto_measures_says_both_times_and_changes_nothing_else(encoder, data, c
     forced = Trainer(twin, [data], replace(config, precision=resolved.precision))
     forced.run(on_step=lambda report: None, should_stop=never)
     assert all(torch.equal(one, other) for one, other in zip(encoder.parameters(), twin.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(("bf16", "choice"), [(0.8, "bf16"), (0.9, "fp32"), (12.0, "fp32")])
+def test_bf16_is_chosen_where_it_is_clearly_faster(bf16, choice):
+    assert Probe(fp32=1.0, bf16=bf16).choice == choice
 
 
 def test_what_was_chosen_is_kept_in_the_state(encoder, data, config):
