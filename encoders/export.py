@@ -102,7 +102,12 @@ def save(encoder: TextEncoder, folder: Path, *, base_folder: Path, extra_readme:
 
 
 def _readme(encoder: TextEncoder) -> str:
-    readme = _README.format(max_seq_length=encoder.max_seq_length, dimension=encoder.dimension)
+    return _README.format(max_seq_length=encoder.max_seq_length, dimension=encoder.dimension) + notes(encoder)
+
+
+def notes(encoder: TextEncoder) -> str:
+    """What whoever uses the folder must know of this encoder, in Markdown; nothing for most."""
+    readme = ""
     if dims := encoder.matryoshka_dims:
         readme += _README_MATRYOSHKA.format(dims=" or ".join(map(str, dims)), first=dims[0])
     if encoder.prompts.texts:

@@ -45,6 +45,7 @@ class Run:
     dimension: int
     max_seq_length: int | None  # None: it reads vectors
     loading: str | None  # how to use the folder, in Markdown; None: as SentenceTransformer
+    notes: str  # what else to know when it is used, in Markdown
     files: Sequence[DataFile]
     method: dict[str, Any]
     seed: int
@@ -103,7 +104,7 @@ the dot product of theirs says.{further}
 def _loading(run: Run) -> str:
     if run.loading is not None:
         return f"## How to use it\n\n{run.loading}"
-    return """## How to load it
+    usage = """## How to load it
 
 ```python
 from sentence_transformers import SentenceTransformer
@@ -112,6 +113,7 @@ model = SentenceTransformer("path/to/this/folder")
 vectors = model.encode(["one text", "another"])
 ```
 """
+    return usage + run.notes
 
 
 def _figures(run: Run) -> str:

@@ -178,11 +178,15 @@ class Checkpoints:
 
 def _fingerprints(trainer: Trainer, evaluation: Companion | None) -> dict[str, Any]:
     """What decides a run, by names that people read, as JSON."""
+    settings = asdict(trainer.config)
+    for resolved in ("micro_batch_size", "precision"):
+        # `auto` in the first attempt, and in the next ones what it became, which is in the state.
+        del settings[resolved]
     run = {
         "format": VERSION,
         "weights": _weights_sha256(trainer),
         "data": [data.fingerprint for data in trainer.datasets],
-        "settings": asdict(trainer.config),
+        "settings": settings,
     }
     if evaluation is not None:
         run["evaluation"] = evaluation.fingerprint

@@ -264,6 +264,7 @@ class _Run:
             dimension=trainer.encoder.dimension,
             max_seq_length=starting.length_read(trainer.encoder),
             loading=starting.usage_of(trainer.encoder),
+            notes=starting.notes_of(trainer.encoder),
             files=files,
             method=job.method,
             seed=job.seed,

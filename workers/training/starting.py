@@ -52,6 +52,11 @@ def usage_of(encoder: AnyEncoder) -> str | None:
     return None if isinstance(encoder, TextEncoder) else encoder.usage()
 
 
+def notes_of(encoder: AnyEncoder) -> str:
+    """What else to know when it is used, in Markdown."""
+    return export.notes(encoder) if isinstance(encoder, TextEncoder) else ""
+
+
 def length_read(encoder: AnyEncoder) -> int | None:
     """How many tokens of a text it reads; None if it reads vectors."""
     return encoder.max_seq_length if isinstance(encoder, TextEncoder) else None
