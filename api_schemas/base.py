@@ -6,6 +6,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 from pydantic_core import PydanticCustomError
 
 Auto = Literal["auto"]
+#: In place of a value that the job is to find by trials.
+Search = Literal["search"]
 
 
 class RequestModel(BaseModel):
