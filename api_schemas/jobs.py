@@ -6,7 +6,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 from pydantic_core.core_schema import ValidationInfo
 
-from api_schemas.base import Auto, PrintableStr, RequestModel, ResponseModel, Search
+from api_schemas.base import Auto, AutoOrSearch, PrintableStr, RequestModel, ResponseModel
 from api_schemas.errors import ErrorDetail
 from api_schemas.evaluation import MetricName
 from api_schemas.files import DataFormat
@@ -19,12 +19,12 @@ ENDED: frozenset[JobStatus] = frozenset({"succeeded", "failed", "cancelled"})
 class ContrastiveLoss(RequestModel):
     """The loss that says what alike means. Cosine similarity; normalisation is inside. See docs/loss.md."""
 
-    name: Literal["ntxent", "supcon"] | Search = Field(
+    name: Literal["ntxent", "supcon", "search"] = Field(
         default="ntxent",
         description="Whether an anchor's other positives are left out of the denominator (ntxent) or not (supcon). "
         "With one positive for each anchor, as in files of pairs, the two are one. search: both are tried.",
     )
-    temperature: Annotated[float, Field(gt=0, le=10)] | Literal["learnable", "auto"] | Search = Field(
+    temperature: Annotated[float, Field(gt=0, le=10)] | Literal["learnable", "auto", "search"] = Field(
         default="auto",
         description="Divides the cosines; smaller looks harder at the nearest negatives. learnable: trained with the "
         "weights, within 0.01 and 1. search: found by trials; see docs/search.md.",
@@ -61,7 +61,7 @@ class ContrastiveHyperparameters(RequestModel):
     n_epochs: Annotated[int, Field(ge=1, le=1000)] | Auto = Field(
         default="auto", description="Passes over the training file."
     )
-    batch_size: Annotated[int, Field(ge=2, le=65536)] | Auto | Search = Field(
+    batch_size: Annotated[int, Field(ge=2, le=65536)] | AutoOrSearch = Field(
         default="auto",
         description="Rows whose pairs are contrasted with one another in a step. search: found by trials.",
     )
@@ -70,7 +70,7 @@ class ContrastiveHyperparameters(RequestModel):
         description="Rows whose texts are in memory at once. The gradient is that of the whole batch, at about 0.7 of "
         "the speed where a batch takes more than one. auto: up to 8192 tokens. Halved where memory runs out.",
     )
-    learning_rate: Annotated[float, Field(gt=0)] | Auto | Search = Field(
+    learning_rate: Annotated[float, Field(gt=0)] | AutoOrSearch = Field(
         default="auto", description="Peak learning rate of AdamW. search: found by trials."
     )
     trials: Annotated[int, Field(ge=2, le=100)] | None = Field(

@@ -18,6 +18,8 @@ from workers.data.prepared import Prepared
 from workers.evaluation.plan import Say
 from workers.evaluation.questions import NoQuestionsError, questions_of
 from workers.evaluation.split import Split, carved
+from workers.search.space import Space
+from workers.training.mixing import Mixture
 
 #: Of the rows that are left for training, and no more than an evaluation split has.
 SHARE = 0.2
@@ -30,8 +32,10 @@ def selection_of(split: Split, seed: int) -> Split | None:
 
 
 def searchable(method: Method, split: Split | None, training: Sequence[Prepared], seed: int, *, say: Say) -> Method:
-    """The resolved method, without a search for the loss where both are one. Raises LikenessError, of a job that asks
-    for a search that its rows don't allow, or for trials of nothing.
+    """The resolved method, without a search for the loss where both are one.
+
+    Raises LikenessError, of a job that asks for a search that its rows don't allow or for trials of nothing;
+    NoBatchError.
     """
     contrastive = method.contrastive
     fields = searched(contrastive)
@@ -75,6 +79,15 @@ def _check(contrastive: Contrastive, field: str, split: Split | None, seed: int)
             'is "search", and no rows to compare trials on can be set aside without sharing a text with the rest: the '
             "rows are connected by texts that they share, or labels have too few texts. Give a value.",
         )
+    _check_batches(contrastive, selection, seed)
+
+
+def _check_batches(contrastive: Contrastive, selection: Split, seed: int) -> None:
+    """Raises NoBatchError if a trial could take no step on what the selection leaves."""
+    space = Space.of(contrastive, rows=sum(data.row_count for data in selection.training))
+    given = contrastive.hyperparameters.batch_size
+    for size in (given,) if isinstance(given, int) else space.batch_sizes:
+        Mixture(selection.training, batch_size=size, seed=seed, epochs=1, max_steps=1)
 
 
 def _is_askable(split: Split, seed: int) -> bool:

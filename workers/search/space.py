@@ -53,10 +53,11 @@ class Space:
     @classmethod
     def of(cls, contrastive: Contrastive, *, rows: int) -> Space:
         """What a resolved method leaves open, for files of `rows` rows that are trained on."""
+        length = contrastive.hyperparameters.max_seq_length
         usual: Choices = {
             "temperature": TEMPERATURE,
             "loss": LOSSES[0],
-            "learning_rate": usual_learning_rate(contrastive.hyperparameters.max_seq_length),  # type: ignore[arg-type]
+            "learning_rate": usual_learning_rate(length if length is None else int(length)),
             "batch_size": usual_batch_size(rows),
         }
         given = contrastive.model_dump()
@@ -99,8 +100,7 @@ class Space:
     def _all(self) -> list[Choices]:
         values: dict[str, Sequence[int | str]] = {"loss": LOSSES, "batch_size": self.batch_sizes}
         names = [name for name in values if name in self.defaults]
-        found = [dict(zip(names, each, strict=True)) for each in product(*(values[name] for name in names))]
-        return [dict(each) for each in found]
+        return [dict(zip(names, each, strict=True)) for each in product(*(values[name] for name in names))]
 
 
 def temperatures(count: int) -> list[float]:
