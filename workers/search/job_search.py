@@ -67,6 +67,7 @@ class Trial:
     steps: int  # taken
     trained_tokens: int
     precision: Precision
+    micro_batch_size: int
     failure: str | None  # why its training failed, if it did
     measured: Measured | None
 
@@ -166,7 +167,9 @@ class JobSearch:
         config = TrainingConfig.from_method(with_choices(self._method, choices), seed=self._seed)
         if self._trials:  # measured once, so that trials differ by their choices alone
             config = replace(config, precision=self._trials[0].precision)
-        trainer = Trainer(self._encoder, self._selection.training, config)
+        trainer = Trainer(
+            self._encoder, self._selection.training, config, on_notice=lambda notice: self._recorder.say(*notice)
+        )
         precision = trainer.resolve().precision
         before = sum(trial.steps for trial in self._trials)
         whole = before + trainer.total_steps * (self._space.trials - number)
@@ -199,7 +202,8 @@ class JobSearch:
             raise
         outcome = Outcome(number, choices, measured, pruned)
         kept = None if pruned else answers[0]
-        return Trial(outcome, trainer.step, trainer.trained_tokens, precision, failure, kept)
+        size = trainer.gradient.micro_batch_size
+        return Trial(outcome, trainer.step, trainer.trained_tokens, precision, size, failure, kept)
 
     @property
     def _outcomes(self) -> list[Outcome]:
@@ -218,6 +222,7 @@ class JobSearch:
                 "steps": trial.steps,
                 "trained_tokens": trial.trained_tokens,
                 "precision": trial.precision,
+                "micro_batch_size": trial.micro_batch_size,
                 "failure": trial.failure,
                 "state": state_files.write({"measured": measured}, folder),
             }
@@ -237,9 +242,14 @@ class JobSearch:
             outcome["measured"] = {int(part): value for part, value in outcome["measured"].items()}
             state = state_files.read(content["state"], folder)["measured"]
             return Trial(
-                Outcome(**outcome), content["steps"], content["trained_tokens"], content["precision"],
-                content["failure"], None if state is None else Measured.of_state_dict(state),
-            )  # fmt: skip
+                outcome=Outcome(**outcome),
+                steps=content["steps"],
+                trained_tokens=content["trained_tokens"],
+                precision=content["precision"],
+                micro_batch_size=content["micro_batch_size"],
+                failure=content["failure"],
+                measured=None if state is None else Measured.of_state_dict(state),
+            )
         except (OSError, ValueError, KeyError, TypeError, StateFileError) as error:
             log.warning("trial_rejected", number=number, reason=str(error))
             self._stored.remove("trial", number)
@@ -271,7 +281,9 @@ class JobSearch:
             raise SearchFailedError(f"No trial of the search came to its end. The first one: {self._trials[0].failure}")
         trial = self._trials[best.number]
         method = with_choices(self._method, best.choices)
-        resolved = method.hyperparameters.model_copy(update={"precision": trial.precision})
+        resolved = method.hyperparameters.model_copy(
+            update={"precision": trial.precision, "micro_batch_size": trial.micro_batch_size}
+        )
         method = method.model_copy(update={"hyperparameters": resolved})
         folder = self._stored.folder("weights", best.number)
         weights = state_files.read(json.loads((folder / "weights.json").read_text()), folder)["encoder"]

@@ -25,7 +25,7 @@ def created(shared: Installation, rows: Any, hyperparameters: Any, held_out: Any
 
 def test_a_job_searches_and_tells_what_it_found(shared: Installation) -> None:
     asked = {"temperature": "search", "loss": "search", "trials": 4, "max_steps": 4, "batch_size": 16}
-    job = created(shared, LABELLED, asked, export=[])
+    job = created(shared, LABELLED, asked)
     prepared = shared.prepare(job)
     assert prepared.method.contrastive["loss"]["temperature"] == "search"
 
@@ -41,6 +41,7 @@ def test_a_job_searches_and_tells_what_it_found(shared: Installation) -> None:
     loss = job.method.contrastive["loss"]
     assert {"temperature": loss["temperature"], "loss": loss["name"]} == chosen["choices"]
     assert loss["reduction"] == {"ntxent": "pair", "supcon": "anchor"}[loss["name"]]
+    assert "auto" not in job.method.contrastive["hyperparameters"].values()
     assert found["kept_step"] == chosen["steps"]
     assert found["split"]["rows"] + search["rows"] < len(LABELLED)
     card = shared.request("GET", f"/v1/models/{job.fine_tuned_model}/card").text
