@@ -89,11 +89,9 @@ def draw_search(path: Path, search: Search) -> None:
         placed = sorted((_across(trial, by_temperature), trial.number, trial) for trial in chosen)
         name = loss or TITLES[search.metric]
         lines.append(Line(name, colour, [(x, trial.metric) for x, _, trial in placed if trial.metric is not None]))
-        lines += [
-            Line(f"{name}, interval", colour, [(x, end) for x, _, trial in placed if (end := side(trial)) is not None],
-                 dashed=True)
-            for side in (_low, _high)
-        ]  # fmt: skip
+        for label, side in ((f"{name}, 95 % interval", _low), ("", _high)):
+            ends = [(x, end) for x, _, trial in placed if (end := side(trial)) is not None]
+            lines.append(Line(label, colour, ends, dashed=True))
     title = f"{TITLES[search.metric]} of the trials on rows set aside for the search"
     _write(path, [Panel(title, "temperature" if by_temperature else "trial", lines, logarithmic=by_temperature)])
 

@@ -151,6 +151,7 @@ class JobSearch:
     def _made(self, number: int) -> Trial:
         choices = study.propose(self._space, number, self._outcomes, seed=self._seed)
         self._encoder.load_state_dict(self._base)
+        self._stored.remove("weights", number)  # of a trial that wasn't kept, or of another search
         trial = self._trained(number, choices)
         best = study.best([*self._outcomes, trial.outcome])
         if best is trial.outcome:

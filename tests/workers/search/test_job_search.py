@@ -155,9 +155,11 @@ def test_trials_of_another_search_are_not_taken(new_job: Callable[[], Searched])
     job = new_job()
     job.attempt(trials=2)
 
-    job.attempt(trials=2, weight_decay=0.5)
+    found = job.attempt(trials=2, weight_decay=0.5)
 
     assert len(job.steps) == 2 * STEPS
+    fresh = new_job().attempt(trials=2, weight_decay=0.5)
+    assert all(torch.equal(tensor, fresh.weights[name]) for name, tensor in found.weights.items())
 
 
 def test_a_search_of_which_every_trial_fails_says_why(new_job: Callable[[], Searched]) -> None:
