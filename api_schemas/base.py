@@ -6,6 +6,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 from pydantic_core import PydanticCustomError
 
 Auto = Literal["auto"]
+#: `search` in place of a value that the job is to find by trials.
+AutoOrSearch = Literal["auto", "search"]
 
 
 class RequestModel(BaseModel):

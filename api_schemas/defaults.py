@@ -40,6 +40,8 @@ EVAL_SHARE = 0.1
 MOST_EVAL_ROWS = 1000
 #: … and of files with fewer rows than this nothing: they need them all.
 FEWEST_ROWS_TO_SPLIT = 100
+#: Trainings that a search takes.
+TRIALS = 12
 #: Evaluations while training.
 EVALUATIONS = 10
 
@@ -58,19 +60,20 @@ def resolve(
     That is None for what reads vectors. split_rows: rows of the file that rows are held out of; None: `rows`. `pads`
     says whether the encoder spends arithmetic on padding.
 
-    What `method` says wins over what OpenAI's older `hyperparameters` say.
+    What `method` says wins over what OpenAI's older `hyperparameters` say. What is to be found by trials stays
+    `search`, and so does the reduction that follows from a loss that is.
     """
     openai = openai or OpenAIHyperparameters()
     asked = method.contrastive.hyperparameters
     multiplier = openai.learning_rate_multiplier
-    usual_rate = ADAPTER_LEARNING_RATE if max_seq_length is None else LEARNING_RATE
-    fallback_rate = usual_rate * (1.0 if multiplier == "auto" else multiplier)
+    fallback_rate = usual_learning_rate(max_seq_length) * (1.0 if multiplier == "auto" else multiplier)
     hyperparameters = asked.model_copy(
         update={
             "n_epochs": _first(asked.n_epochs, openai.n_epochs, _epochs(rows)),
-            "batch_size": _first(asked.batch_size, openai.batch_size, _batch_size(rows)),
+            "batch_size": _first(asked.batch_size, openai.batch_size, usual_batch_size(rows)),
             "learning_rate": _first(asked.learning_rate, fallback_rate),
             "max_seq_length": _length(asked.max_seq_length, max_seq_length),
+            "trials": asked.trials or (TRIALS if searched(method.contrastive) else None),
         }
     )
     update = {
@@ -81,6 +84,24 @@ def resolve(
     }
     contrastive = method.contrastive.model_copy(update=update)
     return method.model_copy(update={"contrastive": contrastive})
+
+
+def searched(contrastive: Contrastive) -> list[str]:
+    """The fields that are to be found by trials."""
+    loss, hyperparameters = contrastive.loss, contrastive.hyperparameters
+    asked = {
+        "loss.temperature": loss.temperature,
+        "loss.name": loss.name,
+        "hyperparameters.learning_rate": hyperparameters.learning_rate,
+        "hyperparameters.batch_size": hyperparameters.batch_size,
+    }
+    return [name for name, value in asked.items() if value == "search"]
+
+
+def batch_size_to_check(method: Method, rows: int) -> int:
+    """The batch size of a resolved method; of a search, the one that it begins with."""
+    size = method.contrastive.hyperparameters.batch_size
+    return size if isinstance(size, int) else usual_batch_size(rows)
 
 
 def openai_view(method: Method, openai: OpenAIHyperparameters | None) -> dict[str, int | float | str]:
@@ -97,7 +118,7 @@ def _resolved_loss(loss: ContrastiveLoss) -> ContrastiveLoss:
     return loss.model_copy(
         update={
             "temperature": TEMPERATURE if loss.temperature == "auto" else loss.temperature,
-            "reduction": _first(loss.reduction, REDUCTIONS[loss.name]),
+            "reduction": loss.reduction if loss.name == "search" else _first(loss.reduction, REDUCTIONS[loss.name]),
         }
     )
 
@@ -118,7 +139,9 @@ def _resolved_evaluation(
     if every is None and (asked.keep == "best" or contrastive.early_stopping is not None):
         every = "auto"
     if every == "auto":
-        steps = int(hyperparameters.n_epochs) * -(-rows // int(hyperparameters.batch_size))
+        size = hyperparameters.batch_size
+        size = size if isinstance(size, int) else usual_batch_size(rows)
+        steps = int(hyperparameters.n_epochs) * -(-rows // size)
         every = max(1, min(steps, hyperparameters.max_steps or steps) // EVALUATIONS)
     return asked.model_copy(update={"every_steps": every})
 
@@ -143,5 +166,11 @@ def _epochs(rows: int) -> int:
     return min(MOST_EPOCHS, max(1, round(ROWS_SEEN / max(rows, 1))))
 
 
-def _batch_size(rows: int) -> int:
+def usual_learning_rate(max_seq_length: int | None) -> float:
+    """Of an encoder that reads so many tokens; None: of an adapter for vectors."""
+    return ADAPTER_LEARNING_RATE if max_seq_length is None else LEARNING_RATE
+
+
+def usual_batch_size(rows: int) -> int:
+    """What `auto` stands for in training files of `rows` rows together."""
     return min(BATCH_SIZE, max(SMALLEST_BATCH, rows // FEWEST_STEPS_PER_EPOCH))

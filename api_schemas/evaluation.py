@@ -76,6 +76,32 @@ class MetricAtStep(ResponseModel):
     value: float
 
 
+class SearchTrial(ResponseModel):
+    """One training of a search. The first has what `auto` stands for in place of everything that is searched for."""
+
+    number: int = Field(description="From 1.")
+    choices: dict[str, float | int | str] = Field(
+        description="What was tried: of temperature, loss, learning_rate, batch_size."
+    )
+    metric: float | None = Field(
+        description="The main metric on the selection rows, where the trial ended; null if it failed."
+    )
+    low: float | None = Field(description="Lower end of its 95 % interval; null for a pruned trial.")
+    high: float | None = Field(description="Upper end.")
+    steps: int = Field(description="Steps taken.")
+    pruned: bool = Field(description="Whether it was given up: it was hopeless, or its training failed.")
+
+
+class Search(ResponseModel):
+    """What a search found, on rows of the training files that neither trials nor the evaluation above trained on."""
+
+    trials: list[SearchTrial]
+    chosen: int = Field(description="Number of the trial whose weights became the model.")
+    metric: MetricName
+    rows: int = Field(description="Rows of the training file that trials were compared on; no part of the evaluation.")
+    said: str = Field(description="Whether it matters, in a sentence.")
+
+
 class Evaluation(ResponseModel):
     """A job's evaluation on its frozen split."""
 
@@ -94,3 +120,4 @@ class Evaluation(ResponseModel):
     history: list[MetricAtStep] = Field(description="The main metric while training.")
     kept_step: int = Field(description="After how many steps the model that was kept was trained.")
     stopped_early: bool
+    search: Search | None = Field(default=None, description="Where the job searched for hyperparameters.")

@@ -2,11 +2,11 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 from pydantic_core.core_schema import ValidationInfo
 
-from api_schemas.base import Auto, PrintableStr, RequestModel, ResponseModel
+from api_schemas.base import Auto, AutoOrSearch, PrintableStr, RequestModel, ResponseModel
 from api_schemas.errors import ErrorDetail
 from api_schemas.evaluation import MetricName
 from api_schemas.files import DataFormat
@@ -19,15 +19,15 @@ ENDED: frozenset[JobStatus] = frozenset({"succeeded", "failed", "cancelled"})
 class ContrastiveLoss(RequestModel):
     """The loss that says what alike means. Cosine similarity; normalisation is inside. See docs/loss.md."""
 
-    name: Literal["ntxent", "supcon"] = Field(
+    name: Literal["ntxent", "supcon", "search"] = Field(
         default="ntxent",
         description="Whether an anchor's other positives are left out of the denominator (ntxent) or not (supcon). "
-        "With one positive for each anchor, as in files of pairs, the two are one.",
+        "With one positive for each anchor, as in files of pairs, the two are one. search: both are tried.",
     )
-    temperature: Annotated[float, Field(gt=0, le=10)] | Literal["learnable", "auto"] = Field(
+    temperature: Annotated[float, Field(gt=0, le=10)] | Literal["learnable", "auto", "search"] = Field(
         default="auto",
         description="Divides the cosines; smaller looks harder at the nearest negatives. learnable: trained with the "
-        "weights, within 0.01 and 1.",
+        "weights, within 0.01 and 1. search: found by trials; see docs/search.md.",
     )
     reduction: Literal["pair", "anchor", "class"] | Auto = Field(
         default="auto",
@@ -61,16 +61,22 @@ class ContrastiveHyperparameters(RequestModel):
     n_epochs: Annotated[int, Field(ge=1, le=1000)] | Auto = Field(
         default="auto", description="Passes over the training file."
     )
-    batch_size: Annotated[int, Field(ge=2, le=65536)] | Auto = Field(
-        default="auto", description="Rows whose pairs are contrasted with one another in a step."
+    batch_size: Annotated[int, Field(ge=2, le=65536)] | AutoOrSearch = Field(
+        default="auto",
+        description="Rows whose pairs are contrasted with one another in a step. search: found by trials.",
     )
     micro_batch_size: Annotated[int, Field(ge=1, le=65536)] | Auto = Field(
         default="auto",
         description="Rows whose texts are in memory at once. The gradient is that of the whole batch, at about 0.7 of "
         "the speed where a batch takes more than one. auto: up to 8192 tokens. Halved where memory runs out.",
     )
-    learning_rate: Annotated[float, Field(gt=0)] | Auto = Field(
-        default="auto", description="Peak learning rate of AdamW."
+    learning_rate: Annotated[float, Field(gt=0)] | AutoOrSearch = Field(
+        default="auto", description="Peak learning rate of AdamW. search: found by trials."
+    )
+    trials: Annotated[int, Field(ge=2, le=100)] | None = Field(
+        default=None,
+        description="How many trainings a search takes; null: 12. Only where loss.temperature, loss.name, "
+        'learning_rate or batch_size is "search"; the first two may stand here as well, as temperature and loss.',
     )
     lr_scheduler: Literal["linear", "cosine", "constant"] = Field(
         default="linear", description="How the learning rate goes on from its peak: down to 0, or not."
@@ -286,6 +292,26 @@ class Contrastive(RequestModel):
     export: Annotated[list[Literal["onnx"]], Field(max_length=1)] = Field(
         default_factory=list, description="What to write beside the weights: onnx, a graph for readers without torch."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_forms_of_a_search(cls, given: Any) -> Any:
+        """`hyperparameters.temperature: "search"` and `hyperparameters.loss: "search"` belong to the loss."""
+        hyperparameters = given.get("hyperparameters") if isinstance(given, dict) else None
+        loss = given.get("loss", {}) if isinstance(given, dict) else None
+        if not isinstance(hyperparameters, dict) or not isinstance(loss, dict):
+            return given
+        places = {"temperature": "temperature", "loss": "name"}
+        found = {name: place for name, place in places.items() if hyperparameters.get(name) == "search"}
+        given_too = [place for place in found.values() if loss.get(place, "auto") not in ("auto", "search")]
+        if given_too:
+            raise PydanticCustomError(
+                "searched_and_given",
+                'must give `loss.{place}` or ask for a "search" of it, not both',
+                {"place": given_too[0]},
+            )
+        rest = {name: value for name, value in hyperparameters.items() if name not in found}
+        return given | {"hyperparameters": rest, "loss": loss | dict.fromkeys(found.values(), "search")}
 
 
 class Method(RequestModel):

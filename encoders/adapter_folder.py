@@ -21,7 +21,7 @@ FORMS: tuple[Form, ...] = ("linear", "mlp")
 
 _CONFIG_LIMIT = 1 << 16
 # The pictures are those of the model card.
-_FILES = {CONFIG, WEIGHTS, "README.md", "training.svg", "cosines.svg", "manifest.json"}
+_FILES = {CONFIG, WEIGHTS, "README.md", "training.svg", "cosines.svg", "search.svg", "manifest.json"}
 #: What files of vectors hold at most.
 _LARGEST_DIMENSION = 16384
 

@@ -51,6 +51,7 @@ _OTHER_FILES = {
     "README.md",
     "training.svg",  # the pictures of the model card
     "cosines.svg",
+    "search.svg",
     ".gitattributes",
 }
 _FOLDERS = {"1_Pooling", "2_Dense", "2_Normalize", "3_Normalize", "adapter", "onnx"}

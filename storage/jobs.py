@@ -16,7 +16,7 @@ from sqlalchemy import CTE, ColumnElement, Double, func, or_, select, update
 from sqlalchemy.dialects.postgresql import distinct_on, insert
 from sqlalchemy.orm import Session
 
-from api_schemas.defaults import resolve
+from api_schemas.defaults import batch_size_to_check, resolve
 from api_schemas.errors import LikenessError
 from api_schemas.inputs import wrong_file
 from api_schemas.jobs import ENDED, JobCreate, Method, OpenAIHyperparameters
@@ -393,9 +393,14 @@ def succeed(
     dimension: int,
     max_seq_length: int | None,
     trained_tokens: int,
+    method: dict[str, Any] | None = None,
 ) -> Model:
-    """End the attempt well: the model's row and the job's end are one commit. Raises StaleAttempt."""
+    """End the attempt well: the model's row and the job's end are one commit. Raises StaleAttempt.
+
+    method: what a search has chosen, to be echoed. Not before the end: an attempt that goes on must search on.
+    """
     row = running(session, job_id, attempt)
+    row.method = method or row.method
     model = models.add(
         session,
         row,
@@ -514,10 +519,9 @@ def _reason_against(row: Job, files: Sequence[File]) -> tuple[str, str] | None:
         if wrong is not None:
             return "invalid_value", f"{file.filename}: {wrong}"
     openai = OpenAIHyperparameters(**row.openai_hyperparameters) if row.openai_hyperparameters else None
-    method = resolve(
-        Method(**row.method), openai, rows=job_files.training_rows(read), max_seq_length=row.max_seq_length
-    )
-    batch_size = int(method.contrastive.hyperparameters.batch_size)
+    rows = job_files.training_rows(read)
+    method = resolve(Method(**row.method), openai, rows=rows, max_seq_length=row.max_seq_length)
+    batch_size = batch_size_to_check(method, rows)
     against = job_refusals.reason_against(read, method.contrastive.data, batch_size=batch_size)
     return against[1:] if against is not None else None
 

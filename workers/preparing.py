@@ -15,7 +15,7 @@ import structlog
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from api_schemas.defaults import resolve
+from api_schemas.defaults import batch_size_to_check, resolve
 from api_schemas.errors import LikenessError
 from api_schemas.inputs import wrong_file
 from api_schemas.jobs import Method, OpenAIHyperparameters
@@ -39,6 +39,7 @@ from workers.dataset_files import DatasetFiles, StoredDataset
 from workers.evaluation.plan import NotEvaluableError, split_for
 from workers.patience import patiently
 from workers.prompts import prompts_of
+from workers.search.selection import searchable
 from workers.training.batches import NoBatchError
 from workers.training.mixing import Mixture
 
@@ -157,6 +158,7 @@ class _Preparation:
                 check_dimension(dimension_of(training[0]), each, "The training file")
             self._check_overlap(training, each)
         method, split = split_for(method, training, validation, self._job.seed, asked=self._method, say=self._say)
+        method = searchable(method, split, training, self._job.seed, say=self._say)
         for each in [*(split.training if split else training), *held_out_rows]:
             self._check_batches(each, method)
         return method
@@ -252,8 +254,7 @@ class _Preparation:
 
     def _check_batches(self, data: Prepared, method: Method) -> None:
         """Raises NoBatchError if no step can be taken on the data."""
-        batch_size = method.contrastive.hyperparameters.batch_size
-        assert batch_size != "auto"  # noqa: S101 (resolved)
+        batch_size = batch_size_to_check(method, data.row_count)
         Mixture([data], batch_size=batch_size, seed=self._job.seed, epochs=1, max_steps=1)
 
     def _check_overlap(self, training: Sequence[Prepared], validation: Prepared) -> None:

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
-from api_schemas.defaults import FEWEST_ROWS_TO_SPLIT, SMALLEST_BATCH, openai_view, resolve
+from api_schemas.defaults import FEWEST_ROWS_TO_SPLIT, SMALLEST_BATCH, batch_size_to_check, openai_view, resolve
 from api_schemas.errors import ErrorDetail, LikenessError
 from api_schemas.evaluation import Evaluation
 from api_schemas.inputs import wrong_file, wrong_option
@@ -257,8 +257,8 @@ def _check_batch_size(request: JobCreate, files: Iterable[tables.File]) -> None:
         ("method.contrastive.hyperparameters.batch_size", request.method.contrastive.hyperparameters.batch_size),
         ("hyperparameters.batch_size", request.hyperparameters.batch_size if request.hyperparameters else "auto"),
     )
-    # The first that isn't `auto` is the one that counts.
-    param, batch_size = next(((name, size) for name, size in asked if size != "auto"), ("", SMALLEST_BATCH))
+    # The first that is a number is the one that counts.
+    param, batch_size = next(((name, size) for name, size in asked if isinstance(size, int)), ("", SMALLEST_BATCH))
     if batch_size < SMALLEST_BATCH and any(file.format in ("labels", "vectors") for file in files):
         raise LikenessError(
             "out_of_range",
@@ -270,9 +270,9 @@ def _check_batch_size(request: JobCreate, files: Iterable[tables.File]) -> None:
 def _check_files(request: JobCreate, read: Mapping[str, tables.File], max_seq_length: int | None) -> None:
     """Refuse files that can't be used together, or not in batches as they would be."""
     rows = job_files.training_rows(read)
-    method = resolve(request.method, request.hyperparameters, rows=rows, max_seq_length=max_seq_length).contrastive
-    batch_size = int(method.hyperparameters.batch_size)
-    _refuse(job_refusals.reason_against(read, method.data, batch_size=batch_size))
+    method = resolve(request.method, request.hyperparameters, rows=rows, max_seq_length=max_seq_length)
+    batch_size = batch_size_to_check(method, rows)
+    _refuse(job_refusals.reason_against(read, method.contrastive.data, batch_size=batch_size))
 
 
 def _refuse(refusal: job_refusals.Refusal | None) -> None:

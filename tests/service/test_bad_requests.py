@@ -54,14 +54,18 @@ WRONG_JOBS = [
         _loss(temperature=Raw("1e999")), 400, "not_finite", f"{LOSS}.temperature", "must be finite", id="1e999"
     ),
     pytest.param(
-        _loss(temperature="hot"), 400, "invalid_value", f"{LOSS}.temperature", "a number or 'learnable' or 'auto'",
+        _loss(temperature="hot"), 400, "invalid_value", f"{LOSS}.temperature",
+        "a number or 'learnable', 'auto' or 'search'",
         id="a word",
     ),
     pytest.param(
-        _loss(temperature=None), 400, "invalid_type", f"{LOSS}.temperature", "a number or 'learnable' or 'auto'",
+        _loss(temperature=None), 400, "invalid_type", f"{LOSS}.temperature",
+        "a number or 'learnable', 'auto' or 'search'",
         id="null",
     ),
-    pytest.param(_loss(name="triplet"), 400, "invalid_value", f"{LOSS}.name", "'ntxent' or 'supcon'", id="triplet"),
+    pytest.param(
+        _loss(name="triplet"), 400, "invalid_value", f"{LOSS}.name", "'ntxent', 'supcon' or 'search'", id="triplet"
+    ),
     pytest.param(_loss(reduction="sum"), 400, "invalid_value", f"{LOSS}.reduction", "'class' or 'auto'", id="sum"),
     pytest.param(_loss(symmetric="yes"), 400, "invalid_type", f"{LOSS}.symmetric", "true or false", id="yes"),
     pytest.param(_loss(memory_size=-1), 400, "out_of_range", f"{LOSS}.memory_size", "at least 0", id="memory -1"),

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from api_schemas.evaluation import TITLES, Evaluation, MetricComparison
-from workers.evaluation.pictures import draw_cosines, draw_training
+from api_schemas.evaluation import TITLES, Evaluation, MetricComparison, Search
+from workers.evaluation.pictures import draw_cosines, draw_search, draw_training
 
 _CONCLUSIONS = {"better": "better", "worse": "worse", "no_clear_difference": "no clear difference"}
 
@@ -60,12 +60,16 @@ def write(run: Run, folder: Path) -> None:
     draw_training(folder / "training.svg", run.losses, run.evaluation)
     if run.evaluation is not None:
         draw_cosines(folder / "cosines.svg", run.evaluation.cosines)
+        if run.evaluation.search is not None:
+            draw_search(folder / "search.svg", run.evaluation.search)
     (folder / "README.md").write_text(text_of(run), encoding="utf-8")
 
 
 def text_of(run: Run) -> str:
     """The card in Markdown, with the front matter that model hubs read."""
     parts = [_front_matter(run), _opening(run), _loading(run), _figures(run), _data(run), _training(run), _limits(run)]
+    if run.evaluation is not None and run.evaluation.search is not None:
+        parts.insert(4, _search(run.evaluation.search))
     return "\n".join(parts)
 
 
@@ -139,6 +143,16 @@ share texts, seed {found.seed}. They tell how far the choice of these rows moves
 data.
 
 ![Cosines of {noun} that are alike and of others, before and after training](cosines.svg)
+"""
+
+
+def _search(search: Search) -> str:
+    return f"""## Search
+
+{search.said}. The trials were compared on {search.rows} rows of the training files that were set aside for it; they are
+no part of the evaluation above. The best of several looks a little better on them than it is.
+
+![{TITLES[search.metric]} of the trials, with 95 % intervals](search.svg)
 """
 
 

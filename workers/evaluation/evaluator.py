@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -95,6 +95,16 @@ class Evaluator:
         """Each metric of both, with the interval of the difference; the main one first."""
         names = LABELS if self.task == "labels" else RETRIEVAL
         return [self._compared(name, base, tuned) for name in names if name != "auc" or base.chances is not None]
+
+    def interval(self, measured: Measured, metric: MetricName) -> Interval:
+        """The 95 % interval of one encoder's metric."""
+        nothing = replace(
+            measured,
+            values={name: np.zeros_like(values) for name, values in measured.values.items()},
+            chances=None if measured.chances is None else np.zeros_like(measured.chances),
+            clusters=None if measured.clusters is None else np.zeros_like(measured.clusters),  # of which the NMI is 0
+        )
+        return self._interval(metric, nothing, measured)
 
     def _compared(self, name: MetricName, base: Measured, tuned: Measured) -> MetricComparison:
         before, after = self.score(base, name), self.score(tuned, name)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from api_schemas.evaluation import TITLES, CosineHistogram, Evaluation
+from api_schemas.evaluation import TITLES, CosineHistogram, Evaluation, Search, SearchTrial
 
 #: Okabe and Ito's blue and vermilion, told apart by colour-blind readers too.
 _ALIKE, _NOT_ALIKE, _INK = "#0072b2", "#d55e00", "#333333"
@@ -39,6 +39,7 @@ class Panel:
     title: str
     across: str
     lines: Sequence[Line]
+    logarithmic: bool = False  # across: the points' x are logarithms to the base 10
 
 
 def draw_training(path: Path, losses: Sequence[tuple[int, float]], evaluation: Evaluation | None) -> None:
@@ -70,6 +71,45 @@ def draw_cosines(path: Path, cosines: CosineHistogram) -> None:
             )
         ],
     )
+
+
+def draw_search(path: Path, search: Search) -> None:
+    """The metric against the temperature, one line for each loss, or else by trial; dashed: the 95 % intervals.
+
+    Of trials that came to their end and differ from the first in temperature and loss alone.
+    """
+    finished = [trial for trial in search.trials if not trial.pruned]
+    by_temperature = "temperature" in search.trials[0].choices
+    if by_temperature:
+        finished = [trial for trial in finished if _besides(trial) == _besides(search.trials[0])]
+    losses = sorted({str(trial.choices.get("loss", "")) for trial in finished}) if by_temperature else [""]
+    lines: list[Line] = []
+    for loss, colour in zip(losses, (_ALIKE, _NOT_ALIKE), strict=False):
+        chosen = [trial for trial in finished if not loss or trial.choices["loss"] == loss]
+        placed = sorted((_across(trial, by_temperature), trial.number, trial) for trial in chosen)
+        name = loss or TITLES[search.metric]
+        lines.append(Line(name, colour, [(x, trial.metric) for x, _, trial in placed if trial.metric is not None]))
+        for label, side in ((f"{name}, 95 % interval", _low), ("", _high)):
+            ends = [(x, end) for x, _, trial in placed if (end := side(trial)) is not None]
+            lines.append(Line(label, colour, ends, dashed=True))
+    title = f"{TITLES[search.metric]} of the trials on rows set aside for the search"
+    _write(path, [Panel(title, "temperature" if by_temperature else "trial", lines, logarithmic=by_temperature)])
+
+
+def _besides(trial: SearchTrial) -> dict[str, float | int | str]:
+    return {name: value for name, value in trial.choices.items() if name not in ("temperature", "loss")}
+
+
+def _across(trial: SearchTrial, by_temperature: bool) -> float:
+    return math.log10(float(trial.choices["temperature"])) if by_temperature else float(trial.number)
+
+
+def _low(trial: SearchTrial) -> float | None:
+    return trial.low
+
+
+def _high(trial: SearchTrial) -> float | None:
+    return trial.high
 
 
 def _thinned(points: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
@@ -111,7 +151,8 @@ def _draw(group: ET.Element, panel: Panel) -> None:
         ET.SubElement(group, "path", d=f"M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}", stroke="#e0e0e0")
         _text(group, f"{value:g}", _LEFT - 8, y + 4, anchor="end")
     for value in across:
-        _text(group, f"{value:g}", x_of(value), _HEIGHT - _BOTTOM + 18)
+        shown = f"{10**value:.2g}" if panel.logarithmic else f"{value:g}"
+        _text(group, shown, x_of(value), _HEIGHT - _BOTTOM + 18)
     _text(group, panel.across, (_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 6)
     for number, line in enumerate(panel.lines):
         path = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in line.points if math.isfinite(y))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from api_schemas.defaults import searched
 from api_schemas.jobs import Method
 from storage.jobs import Level
 from workers.data.prepared import Prepared
@@ -94,6 +95,7 @@ def _refuse_what_needs_a_split(method: Method) -> None:
         "early_stopping": contrastive.early_stopping,
         "evaluation.keep: best": contrastive.evaluation.keep == "best",
         "evaluation.every_steps": contrastive.evaluation.every_steps,
+        **dict.fromkeys(searched(contrastive), "search"),
     }
     for name, needed in needing.items():
         if needed:

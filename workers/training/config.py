@@ -53,12 +53,15 @@ class TrainingConfig:
 
     @classmethod
     def from_method(cls, contrastive: Contrastive, *, seed: int) -> Self:
-        """Take over a job's method. Raises UnresolvedAutoError, naming the fields that are still `auto`."""
+        """Take over a job's method. Raises UnresolvedAutoError, naming the fields that are still open."""
         values: dict[str, Any] = contrastive.hyperparameters.model_dump()
         loss: dict[str, Any] = contrastive.loss.model_dump()
         data = contrastive.data
+        values.pop("trials")
         unresolved = sorted(
-            name for name, value in (values | loss).items() if value == "auto" and name not in _RESOLVED_IN_TRAINING
+            name
+            for name, value in (values | loss).items()
+            if value in ("auto", "search") and name not in _RESOLVED_IN_TRAINING
         )
         if unresolved:
             raise UnresolvedAutoError(f"Not resolved before training: {', '.join(unresolved)}.")

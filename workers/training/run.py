@@ -14,9 +14,10 @@ import structlog
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
+from api_schemas.defaults import searched
 from api_schemas.errors import LikenessError
 from api_schemas.evaluation import Evaluation
-from api_schemas.jobs import Method
+from api_schemas.jobs import Contrastive, Method
 from encoders import onnx, registry
 from encoders.errors import AdaptationError, EncoderError
 from encoders.loading import AnyEncoder
@@ -26,6 +27,7 @@ from storage.artifacts import ArtifactStore, sha256
 from storage.checkpoints import JobCheckpoints
 from storage.database import Database
 from storage.logs import configure_logging
+from storage.search_trials import SearchTrials
 from storage.settings import StorageSettings
 from storage.tables import Job
 from workers import exit_codes
@@ -37,8 +39,10 @@ from workers.dataset_files import DatasetFiles
 from workers.evaluation import card
 from workers.evaluation.job_evaluation import JobEvaluation, Subject
 from workers.evaluation.plan import split_of
+from workers.evaluation.split import Split
 from workers.patience import patiently
 from workers.prompts import prompts_of
+from workers.search.job_search import Found, JobSearch
 from workers.training import evaluation, mixing, starting
 from workers.training.batch_loss import yardstick
 from workers.training.batches import NoBatchError
@@ -144,9 +148,8 @@ class _Run:
         method = Method(**job.method).contrastive
         if "onnx" in method.export:
             onnx.check_installed()  # rather now than after training
-        config = TrainingConfig.from_method(method, seed=job.seed)
         tokenizer = tokenizer_of(job, folder)
-        limit = min(config.max_seq_length or 0, tokenizer.max_seq_length)
+        limit = starting.length_asked(method, tokenizer.max_seq_length)
         prompts = prompts_of(job, method.model, folder)
         files = DatasetFiles(self._settings, self._database, tokenizer, method.data, prompts)
         held_out_ids = [job.validation_file] if job.validation_file else []
@@ -158,20 +161,29 @@ class _Run:
         held_out = split.evaluation if split else None
         encoder = starting.encoder_of(job, method, folder, training[0])
         trained_on = split.training if split else training
+        search = self._searched(job, encoder, split, method)
+        if search is not None:
+            method, trained_on = search.method, search.training.training
+        config = TrainingConfig.from_method(method, seed=job.seed)
         trainer = Trainer(encoder, trained_on, config, on_notice=lambda each: self._recorder.say(*each))
         for notice in [*self._shares(job, trainer), *trainer.batches.notices]:
             self._recorder.say(notice)
         evaluating = JobEvaluation(trainer, split, method, self._recorder, self._stop)
-        stored = JobCheckpoints(self._artifacts, job.id)
-        checkpoints = Checkpoints(stored, trainer, self._recorder, method.checkpointing, evaluation=evaluating)
         before = _validation_loss(trainer, held_out)
-        self._recorder.say(f"Training {job.model} on {encoder.device}: {trainer.total_steps} steps")
-        with EventFile(self._settings.tensorboard_dir / job.id) as board:
-            take_steps(trainer, checkpoints, evaluating, self._recorder, board, self._stop)
-        found = self._evaluated(evaluating, job, files)
+        if search is not None:
+            evaluating.begin()
+            search.give_weights(trainer)
+            evaluating.keep()
+        else:
+            stored = JobCheckpoints(self._artifacts, job.id)
+            checkpoints = Checkpoints(stored, trainer, self._recorder, method.checkpointing, evaluation=evaluating)
+            self._recorder.say(f"Training {job.model} on {encoder.device}: {trainer.total_steps} steps")
+            with EventFile(self._settings.tensorboard_dir / job.id) as board:
+                take_steps(trainer, checkpoints, evaluating, self._recorder, board, self._stop)
+        found = self._evaluated(evaluating, job, files, search)
         self._compare(before, _validation_loss(trainer, held_out))
-        run = self._card(job, base_model, trainer, prepared, found)
-        self._publish(job, encoder, base_model, folder, run)
+        run = self._card(job, base_model, trainer, prepared, found, search)
+        self._publish(job, encoder, base_model, folder, run, search)
 
     def fail(self, code: str, message: str) -> None:
         """End the job with a reason."""
@@ -231,12 +243,25 @@ class _Run:
 
         return [mixing.told_shares(patiently(read), trainer.batches.steps)]
 
-    def _evaluated(self, evaluating: JobEvaluation, job: Job, files: DatasetFiles) -> Evaluation | None:
+    def _searched(self, job: Job, encoder: AnyEncoder, split: Split | None, method: Contrastive) -> Found | None:
+        """What the trials found, if the job asks for any; the encoder is as it was before them."""
+        if split is None or not searched(method):
+            return None
+        with EventFile(self._settings.tensorboard_dir / job.id) as board:
+            return JobSearch(
+                encoder, split, method, seed=job.seed, recorder=self._recorder,
+                stored=SearchTrials(self._artifacts, job.id), should_stop=self._stop, on_step=board.step,
+            ).run()  # fmt: skip
+
+    def _evaluated(
+        self, evaluating: JobEvaluation, job: Job, files: DatasetFiles, search: Found | None
+    ) -> Evaluation | None:
         """The tuned encoder beside the base, written down before the model is published."""
         source = job.validation_file or job.training_file
         subject = Subject(job.id, source, lambda numbers: files.rows(files.verified(source), numbers))
         found = evaluating.result(subject)
         if found is not None:
+            found = found.model_copy(update={"search": search.told if search else None})
             self._recorder.evaluated(found)
         return found
 
@@ -251,11 +276,14 @@ class _Run:
         trainer: Trainer,
         prepared: Mapping[str, Prepared],
         found: Evaluation | None,
+        search: Found | None,
     ) -> card.Run:
         """What the model card is written from."""
         self._recorder.flush()
         base = registry.available(self._settings.base_models_dir).get(base_model)
         files, losses = patiently(lambda: self._recorded(job, prepared))
+        if search is not None:  # the steps of all trials are numbered through
+            losses = [(step - search.steps.start + 1, loss) for step, loss in losses if step in search.steps]
         return card.Run(
             job_id=job.id,
             base_model=base_model,
@@ -266,7 +294,7 @@ class _Run:
             loading=starting.usage_of(trainer.encoder),
             notes=starting.notes_of(trainer.encoder),
             files=files,
-            method=job.method,
+            method=job.method if search is None else Method(contrastive=search.method).model_dump(),
             seed=job.seed,
             steps=trainer.step,
             trained_tokens=trainer.trained_tokens,
@@ -286,7 +314,15 @@ class _Run:
                 read.append(card.DataFile(card.purpose_of(param), file_id, file.sha256, rows))
             return read, [(step["step"], step["loss"]) for step in jobs.metrics(session, job, max_points=1000)]
 
-    def _publish(self, job: Job, encoder: AnyEncoder, base_model: str, base_folder: Path | None, run: card.Run) -> None:
+    def _publish(
+        self,
+        job: Job,
+        encoder: AnyEncoder,
+        base_model: str,
+        base_folder: Path | None,
+        run: card.Run,
+        search: Found | None,
+    ) -> None:
         """Save the encoder, make its folder visible, and end the job, in this order."""
         name = models.artifact_name(job)
         with self._artifacts.publishing_model(name) as folder:
@@ -299,7 +335,7 @@ class _Run:
                 jobs.succeed(
                     session, self._attempt.job_id, self._attempt.number, base_model=base_model,
                     weights_sha256=weights, dimension=encoder.dimension, max_seq_length=starting.length_read(encoder),
-                    trained_tokens=run.trained_tokens,
+                    trained_tokens=run.trained_tokens, method=run.method if search else None,
                 )  # fmt: skip
 
         try:

@@ -57,6 +57,12 @@ def notes_of(encoder: AnyEncoder) -> str:
     return export.notes(encoder) if isinstance(encoder, TextEncoder) else ""
 
 
+def length_asked(method: Contrastive, most: int) -> int:
+    """How many tokens of a text are kept, of the `most` that the encoder reads; 0 where it reads vectors."""
+    asked = method.hyperparameters.max_seq_length
+    return min(asked, most) if isinstance(asked, int) else 0
+
+
 def length_read(encoder: AnyEncoder) -> int | None:
     """How many tokens of a text it reads; None if it reads vectors."""
     return encoder.max_seq_length if isinstance(encoder, TextEncoder) else None
