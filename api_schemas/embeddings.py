@@ -1,4 +1,4 @@
-"""Embeddings: texts in, unit vectors out."""
+"""Embeddings: texts, or vectors for an adapter, in; unit vectors out."""
 
 from typing import Annotated, Any, Literal
 
@@ -11,6 +11,9 @@ from api_schemas.base import RequestModel, ResponseModel
 MAX_INPUTS = 2048
 #: The longest text a request may hold, in characters: many times what any encoder here reads.
 MAX_TEXT_CHARACTERS = 1_000_000
+
+#: A text, or a vector for an adapter.
+Given = str | list[float]
 
 
 def _text(value: Any, name: str) -> str:
@@ -27,18 +30,23 @@ def _text(value: Any, name: str) -> str:
     return value
 
 
+def _refuse_too_many(value: list[Any], name: str, noun: str) -> None:
+    """Raise PydanticCustomError for more inputs than fit one request."""
+    if len(value) > MAX_INPUTS:
+        raise PydanticCustomError(
+            "too_many_inputs",
+            "{name} holds {count} {noun}; at most {most} fit one request. Send several requests",
+            {"name": name, "count": len(value), "noun": noun, "most": MAX_INPUTS},
+        )
+
+
 def _texts(value: Any, name: str) -> list[str]:
     if not isinstance(value, list):
         kinds = "a string or a list of strings" if name == "input" else "a list of strings"
         raise PydanticCustomError("invalid_type", "{name} must be {kinds}", {"name": name, "kinds": kinds})
     if not value:
         raise PydanticCustomError("empty_input", "{name} is an empty list; send at least one text", {"name": name})
-    if len(value) > MAX_INPUTS:
-        raise PydanticCustomError(
-            "too_many_inputs",
-            "{name} holds {count} texts; at most {most} fit one request. Send several requests",
-            {"name": name, "count": len(value), "most": MAX_INPUTS},
-        )
+    _refuse_too_many(value, name, "texts")
     if isinstance(value[0], int | list):
         raise PydanticCustomError(
             "token_input_unsupported",
@@ -48,34 +56,68 @@ def _texts(value: Any, name: str) -> list[str]:
     return [_text(item, f"{name}.{index}") for index, item in enumerate(value)]
 
 
-def _text_or_texts(value: Any) -> list[str]:
-    return [_text(value, "input")] if isinstance(value, str) else _texts(value, "input")
+def _one_or_more(value: Any, name: str) -> list[str] | list[list[float]]:
+    if isinstance(value, str):
+        return [_text(value, name)]
+    return [_vector(value, name)] if type(_first(value)) in (int, float) else _list(value, name)
 
 
-Text = Annotated[str, BeforeValidator(lambda value: _text(value, "the text"))]
-Texts = Annotated[
-    list[str],
-    BeforeValidator(lambda value: _texts(value, "the list")),
+def _list(value: Any, name: str) -> list[str] | list[list[float]]:
+    if not isinstance(_first(value), list):
+        return _texts(value, name)
+    _refuse_too_many(value, name, "vectors")
+    return [_vector(item, f"{name}.{index}") for index, item in enumerate(value)]
+
+
+def _input(value: Any, name: str) -> Given:
+    return _vector(value, name) if isinstance(value, list) else _text(value, name)
+
+
+def _first(value: Any) -> Any:
+    return value[0] if isinstance(value, list) and value else None
+
+
+def _vector(value: Any, name: str) -> list[float]:
+    """Numbers, such as strict JSON has them; whether a model takes them, its dimension decides."""
+    if not isinstance(value, list) or not value or not set(map(type, value)) <= {int, float}:
+        raise PydanticCustomError(
+            "invalid_type", "{name} must be a vector, which is a list of numbers, as the first is", {"name": name}
+        )
+    return value
+
+
+Input = Annotated[Given, BeforeValidator(lambda value: _input(value, "the text"))]
+Inputs = Annotated[
+    list[str] | list[list[float]],
+    BeforeValidator(lambda value: _list(value, "the list"), json_schema_input_type=list[str] | list[list[float]]),
     Field(min_length=1, max_length=MAX_INPUTS),
 ]
-#: What `input` takes: one text or a list of them; always a list once parsed.
+#: What `input` takes: one of them, or a list; always a list once parsed.
 EmbeddingInput = Annotated[
-    list[str],
-    BeforeValidator(_text_or_texts, json_schema_input_type=str | list[str]),
+    list[str] | list[list[float]],
+    BeforeValidator(
+        lambda value: _one_or_more(value, "input"),
+        json_schema_input_type=str | list[str] | list[float] | list[list[float]],
+    ),
     Field(min_length=1, max_length=MAX_INPUTS),
 ]
 
 
 class EmbeddingRequest(RequestModel):
-    """Texts to embed with a model."""
+    """Texts to embed with a model, or vectors to take through an adapter."""
 
     model: str = Field(description="A base model's name or a tuned model's id.")
-    input: EmbeddingInput = Field(description=f"One text, or up to {MAX_INPUTS}.")
+    input: EmbeddingInput = Field(description=f"One text, or up to {MAX_INPUTS}; for an adapter, vectors.")
     encoding_format: Literal["float", "base64"] = Field(
         default="float", description="base64: little-endian float32, a quarter of the bytes."
     )
     dimensions: int | None = Field(
         default=None, ge=1, description="Keep the first so many dimensions and normalise again."
+    )
+    input_type: str | None = Field(
+        default=None,
+        max_length=64,
+        description="query or document: what the texts are, for models with prompts. Or the name of another prompt.",
     )
     user: str | None = Field(default=None, description="Accepted for OpenAI's clients; not used.")
 

@@ -49,10 +49,14 @@ ERROR_CODES: dict[str, ErrorKind] = {
     "input_too_long": ErrorKind(400, _REQUEST, "A text is longer than one request may hold."),
     "empty_input": ErrorKind(400, _REQUEST, "There is nothing to embed."),
     "token_input_unsupported": ErrorKind(400, _REQUEST, "Token arrays are not accepted; send the texts."),
+    "wrong_input": ErrorKind(400, _REQUEST, "The model reads texts and vectors came, or the other way round."),
+    "dimension_mismatch": ErrorKind(400, _REQUEST, "A vector has another dimension than the model's or the rest."),
+    "zero_vector": ErrorKind(400, _REQUEST, "A vector is all zeros and has no direction."),
     "invalid_cursor": ErrorKind(400, _REQUEST, "`after` names nothing in this list."),
     # Who and what
     "invalid_api_key": ErrorKind(401, "authentication_error", "No valid API key was sent."),
     "not_found": ErrorKind(404, _REQUEST, "There is no such thing, or it belongs to another team."),
+    "no_evaluation": ErrorKind(404, _REQUEST, "The job has no evaluation, or not yet; the message says why."),
     "model_not_found": ErrorKind(404, _REQUEST, "There is no such model."),
     "method_not_allowed": ErrorKind(405, _REQUEST, "The route exists, but not with this method."),
     # State
@@ -99,13 +103,16 @@ ERROR_CODES: dict[str, ErrorKind] = {
     "single_label": ErrorKind(400, _REQUEST, "All rows have one label, so no row has a negative."),
     # Reasons in a file's report
     "too_few_classes": ErrorKind(400, _REQUEST, "Most batches would hold rows of one label only."),
+    "relevance_without_texts": ErrorKind(400, _REQUEST, "A relevance file came without its corpus and its queries."),
     "evaluation_in_training": ErrorKind(400, _REQUEST, "The evaluation file, or most of it, is in the training file."),
     # Reasons a job fails, in a job's `error` and never a status of their own
     "non_finite_loss": ErrorKind(500, "job_error", "The loss became NaN or infinite."),
+    "embeddings_collapsed": ErrorKind(500, "job_error", "All texts got nearly the same embedding."),
     "out_of_memory": ErrorKind(500, "job_error", "Training needed more memory than there is."),
-    "disk_full": ErrorKind(500, "job_error", "The disk filled up while training or saving."),
+    "disk_full": ErrorKind(500, "job_error", "The disk filled up while the files were prepared."),
     "training_file_missing": ErrorKind(500, "job_error", "The training file's bytes are gone."),
     "worker_lost": ErrorKind(500, "job_error", "The worker died more often than a job may be retried."),
+    "preparation_crashed": ErrorKind(500, "job_error", "Preparing files stopped on a defect; the worker's log has it."),
     "training_crashed": ErrorKind(500, "job_error", "Training stopped on a defect; the worker's log has it."),
 }
 

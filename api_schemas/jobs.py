@@ -8,9 +8,10 @@ from pydantic_core.core_schema import ValidationInfo
 
 from api_schemas.base import Auto, PrintableStr, RequestModel, ResponseModel
 from api_schemas.errors import ErrorDetail
+from api_schemas.evaluation import MetricName
 from api_schemas.files import DataFormat
 
-JobStatus = Literal["validating_files", "queued", "running", "succeeded", "failed", "cancelled"]
+JobStatus = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
 #: States that a job never leaves.
 ENDED: frozenset[JobStatus] = frozenset({"succeeded", "failed", "cancelled"})
 
@@ -63,8 +64,16 @@ class ContrastiveHyperparameters(RequestModel):
     batch_size: Annotated[int, Field(ge=2, le=65536)] | Auto = Field(
         default="auto", description="Rows whose pairs are contrasted with one another in a step."
     )
+    micro_batch_size: Annotated[int, Field(ge=1, le=65536)] | Auto = Field(
+        default="auto",
+        description="Rows whose texts are in memory at once. The gradient is that of the whole batch, at about 0.7 of "
+        "the speed where a batch takes more than one. auto: up to 8192 tokens. Halved where memory runs out.",
+    )
     learning_rate: Annotated[float, Field(gt=0)] | Auto = Field(
         default="auto", description="Peak learning rate of AdamW."
+    )
+    lr_scheduler: Literal["linear", "cosine", "constant"] = Field(
+        default="linear", description="How the learning rate goes on from its peak: down to 0, or not."
     )
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.1, description="Share of the steps in which the learning rate rises from 0."
@@ -76,8 +85,18 @@ class ContrastiveHyperparameters(RequestModel):
     max_steps: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="Stop after so many steps, whatever n_epochs says."
     )
-    max_seq_length: Annotated[int, Field(ge=3, le=8192)] | Auto = Field(
-        default="auto", description="Cut texts to so many tokens in training; auto: what the encoder reads."
+    max_seq_length: Annotated[int, Field(ge=3, le=8192)] | Auto | None = Field(
+        default="auto",
+        description="Cut texts to so many tokens in training; auto: what the encoder reads. null for vectors.",
+    )
+    precision: Literal["fp32", "bf16"] | Auto = Field(
+        default="auto",
+        description="Of the encoder's arithmetic; weights, optimizer and loss are float32 always. auto: bf16 where a "
+        "short measurement finds it at least 1.15 times as fast; resolved when training begins.",
+    )
+    on_collapse: Literal["warn", "stop"] = Field(
+        default="warn",
+        description="What to do when all texts get nearly the same embedding: an event of level warn, or also fail.",
     )
 
 
@@ -90,24 +109,183 @@ class DataOptions(RequestModel):
         max_length=8,
         description='Which field plays which role, such as {"anchor": "title", "positive": "body"}.',
     )
-    view: Literal["dropout", "deletion", "span"] = Field(
+    view: Literal["dropout", "deletion", "span", "noise", "masking"] = Field(
         default="dropout",
-        description="Plain texts only: what makes the two versions of a text differ. dropout: the encoder's own; "
-        "deletion: words left out; span: a run of words kept.",
+        description="Plain texts: what makes the two versions of a text differ. dropout: the encoder's own; "
+        "deletion: words left out; span: a run of words kept. Vectors: what is done to each, every time anew. dropout: "
+        "nothing; noise: a tenth of Gaussian noise is added; masking: a tenth of its numbers become 0.",
+    )
+    additional_training_files: Annotated[list[str], Field(max_length=15)] = Field(
+        default_factory=list,
+        description="Ids of further files to train on. Each batch is of one file.",
+    )
+    mixing_temperature: Annotated[float, Field(gt=0)] = Field(
+        default=1.0,
+        description="How often each of several files comes: in proportion to its rows to the power of 1 / "
+        "mixing_temperature, so that small files come more often as it grows.",
+    )
+    bucket_by_length: bool | Auto = Field(
+        default="auto",
+        description="Whether a batch is made of texts of like length, which saves padding. auto: only for encoders "
+        "that pad; see docs/encoders.md.",
+    )
+    corpus: str | None = Field(
+        default=None,
+        description="Id of a BEIR corpus (`_id`, `text`, perhaps `title`). The job's other files are then relevance "
+        "files, which name texts of it and of `queries`.",
+    )
+    queries: str | None = Field(
+        default=None, validate_default=True, description="Id of the queries (`_id`, `text`) that go with `corpus`."
+    )
+
+    @field_validator("additional_training_files")
+    @classmethod
+    def _each_once(cls, file_ids: list[str]) -> list[str]:
+        if len(set(file_ids)) < len(file_ids):
+            raise PydanticCustomError("file_named_twice", "must name each file once")
+        return file_ids
+
+    @field_validator("queries")
+    @classmethod
+    def _with_corpus(cls, queries: str | None, info: ValidationInfo) -> str | None:
+        corpus = info.data.get("corpus")
+        if (queries is None) != (corpus is None):
+            raise PydanticCustomError("half_a_collection", "must be given together with `corpus`: name both or neither")
+        if corpus is not None and (info.data.get("columns") or info.data.get("format") not in ("auto", "pairs")):
+            raise PydanticCustomError(
+                "collection_read_another_way",
+                "must stand without format and columns: relevance files always make pairs of their columns query-id, "
+                "corpus-id and score",
+            )
+        return queries
+
+    eval_split: Annotated[float, Field(ge=0, le=0.5)] | Auto = Field(
+        default="auto",
+        description="Share of the rows of training_file that is not trained on but asked about, taken by whole groups "
+        "of rows that share texts; rows of additional_training_files that hold one of these texts are left out. auto: "
+        "a tenth, of at most 1000 rows; none under 100 rows or with a validation_file.",
     )
 
     @property
     def as_uploaded(self) -> bool:
         """Whether the files are read as they were when they were uploaded."""
-        return self.format == "auto" and not self.columns
+        return self.format == "auto" and not self.columns and self.corpus is None
+
+
+class Checkpointing(RequestModel):
+    """When the state of a training is kept, besides when it is stopped or paused and at its end."""
+
+    every_steps: Annotated[int, Field(ge=1)] | None = Field(default=None, description="After so many steps.")
+    every_seconds: Annotated[float, Field(ge=1)] | None = Field(
+        default=None, description="After so many seconds; 120 if neither is given. With both, whichever comes first."
+    )
+    keep: Annotated[int, Field(ge=1, le=10)] = Field(
+        default=2, description="How many are kept, the newest: if one turns out damaged, the one before serves."
+    )
+
+
+class EvaluationOptions(RequestModel):
+    """What is measured on the evaluation split, and how often. See docs/evaluation.md."""
+
+    every_steps: Annotated[int, Field(ge=1)] | Auto | None = Field(
+        default=None,
+        description="Measure every so many steps while training; auto: ten times in all; null: before and after only, "
+        "unless early stopping or keep: best need more.",
+    )
+    metric: MetricName | Auto = Field(
+        default="auto", description="The main metric; auto: mrr, and map@r for labelled texts."
+    )
+    keep: Literal["best", "last"] = Field(
+        default="last", description="Which weights become the model: those of the last step, or of the best metric."
+    )
+
+
+class EarlyStoppingOptions(RequestModel):
+    """When training ends before its last step."""
+
+    patience: Annotated[int, Field(ge=1, le=1000)] = Field(
+        default=3, description="Stop after so many evaluations in a row without a new best."
+    )
+    min_delta: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.0, description="By how much more than the best the metric must be to be a new one."
+    )
+
+
+class LoraOptions(RequestModel):
+    """The small matrices of `train: lora` (Hu et al. 2021)."""
+
+    rank: Annotated[int, Field(ge=1, le=512)] = Field(default=8, description="Width of the two matrices.")
+    alpha: Annotated[float, Field(gt=0, le=4096)] = Field(
+        default=16.0, description="Their product is scaled by alpha over rank."
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="Of what goes into them.")
+
+
+class ModelOptions(RequestModel):
+    """What of the encoder is trained, and what it is asked to become; or the adapter for files of vectors.
+
+    See docs/encoders.md. All but `adapter` is for models that read texts.
+    """
+
+    adapter: Literal["linear", "mlp"] | None = Field(
+        default=None,
+        description="For files of vectors: what the adapter may do to them. linear: a matrix; mlp: a layer of neurons "
+        "beside them. null: linear, or what a tuned adapter is already. Not for models that read texts.",
+    )
+    train: Literal["full", "lora", "projection"] = Field(
+        default="full",
+        description="full: all weights. lora: small matrices beside frozen ones. projection: a linear map after a "
+        "frozen encoder.",
+    )
+    freeze_layers: Annotated[int, Field(ge=0, le=1000)] = Field(
+        default=0, description="Keep the embeddings and so many of the first layers as they are; 0: nothing is frozen."
+    )
+    lora: LoraOptions = Field(default_factory=LoraOptions)
+    projection_dim: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        default=None, description="Map vectors to so many dimensions. null: as many as the encoder has."
+    )
+    pooling: Literal["mean", "cls", "last"] | None = Field(
+        default=None, description="How the states of a text's tokens become one vector. null: as the model has it."
+    )
+    matryoshka_dims: (
+        Annotated[list[Annotated[int, Field(ge=1, le=16384)]], Field(min_length=1, max_length=16)] | None
+    ) = Field(default=None, description="Train vectors that may be cut to their first so many numbers.")
+    prompts: dict[Literal["query", "document"], Annotated[str, Field(max_length=1024)]] | None = Field(
+        default=None,
+        description="What is put before anchors (query) and before their answers (document). null: the model's own.",
+    )
+
+
+class HardNegatives(RequestModel):
+    """Negatives that are mined from the file's own answers, before epochs. Between them they serve again."""
+
+    per_anchor: Annotated[int, Field(ge=1, le=16)] = Field(
+        default=1, description="How many texts join the batch for each of its anchors."
+    )
+    margin: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.95,
+        description="A text whose cosine with the anchor is above so much of that of its own answer is left out, as a "
+        "likely answer that nobody has marked.",
+    )
+    every_epochs: Annotated[int, Field(ge=1)] = Field(default=1, description="Mine anew before every so many-th epoch.")
 
 
 class Contrastive(RequestModel):
     """Contrastive fine-tuning: pull what is alike together, push the rest apart."""
 
     data: DataOptions = Field(default_factory=DataOptions)
+    model: ModelOptions = Field(default_factory=ModelOptions)
     loss: ContrastiveLoss = Field(default_factory=ContrastiveLoss)
     hyperparameters: ContrastiveHyperparameters = Field(default_factory=ContrastiveHyperparameters)
+    hard_negatives: HardNegatives | None = Field(
+        default=None, description="null: those that the file has, and the batch. For pairs and triplets."
+    )
+    checkpointing: Checkpointing = Field(default_factory=Checkpointing)
+    evaluation: EvaluationOptions = Field(default_factory=EvaluationOptions)
+    early_stopping: EarlyStoppingOptions | None = Field(default=None, description="null: take all steps.")
+    export: Annotated[list[Literal["onnx"]], Field(max_length=1)] = Field(
+        default_factory=list, description="What to write beside the weights: onnx, a graph for readers without torch."
+    )
 
 
 class Method(RequestModel):
@@ -133,7 +311,8 @@ class JobCreate(RequestModel):
     model: str = Field(description="What to start from: a base model's name, or the id of a tuned model.")
     training_file: str = Field(description="Id of an uploaded file of training rows.")
     validation_file: str | None = Field(
-        default=None, description="Id of a file whose loss is taken before and after training."
+        default=None,
+        description="Id of a file that the job is evaluated on, before and after; not trained on.",
     )
     method: Method = Field(default_factory=Method)
     hyperparameters: OpenAIHyperparameters | None = None
@@ -159,7 +338,7 @@ class JobCreate(RequestModel):
 
 
 class Progress(ResponseModel):
-    """How far a running job is."""
+    """How far a running job is, or a paused one was."""
 
     step: int
     total_steps: int
@@ -178,7 +357,9 @@ class Job(ResponseModel):
     finished_at: int | None = None
     estimated_finish: int | None = None
     status: JobStatus
-    attempt: int = Field(description="How often a worker has begun it; a restart begins again at step 0.")
+    attempt: int = Field(
+        description="Counts from 1; whoever goes on from the last checkpoint does so under the next number."
+    )
     model: str
     fine_tuned_model: str | None = None
     organization_id: str = Field(description="The team's id.")
@@ -211,6 +392,27 @@ class JobEvent(ResponseModel):
     data: dict[str, Any] | None = None
 
 
+class CheckpointMetrics(ResponseModel):
+    """What the step before a checkpoint measured."""
+
+    step: int
+    train_loss: float
+
+
+class Checkpoint(ResponseModel):
+    """A state that an unfinished job can go on from, in OpenAI's shape."""
+
+    id: str
+    object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
+    created_at: int
+    fine_tuning_job_id: str
+    step_number: int = Field(description="How many steps were taken.")
+    metrics: CheckpointMetrics
+    fine_tuned_model_checkpoint: str | None = Field(
+        default=None, description="Always null: a checkpoint serves its job, and is gone when that has ended."
+    )
+
+
 class StepMetrics(ResponseModel):
     """What one training step measured."""
 
@@ -223,6 +425,23 @@ class StepMetrics(ResponseModel):
     tokens_per_second: float
     positive_cosine: float | None = Field(default=None, description="Mean over the pairs that are alike.")
     negative_cosine: float | None = Field(default=None, description="Mean over the pairs that are not.")
+    alignment: float | None = Field(
+        default=None,
+        description="Mean squared distance of the pairs that are alike, from 0 to 4 (Wang and Isola 2020).",
+    )
+    uniformity: float | None = Field(
+        default=None,
+        description="Of the batch's embeddings: 0 if they are one point, lower the more evenly they are spread (Wang "
+        "and Isola 2020). Not measured at every step of a long training.",
+    )
+    effective_rank: float | None = Field(
+        default=None,
+        description="In how many directions the batch's embeddings extend (Roy and Vetterli 2007). Measured when "
+        "uniformity is.",
+    )
+    padding: float = Field(
+        default=0.0, description="Share of the encoder's tokens that stand for nothing; 0 for a packed encoder."
+    )
     accuracy: float | None = Field(default=None, description="Share of anchors whose nearest text is alike.")
     temperature: float | None = Field(default=None, description="Of the loss at this step.")
 
@@ -230,13 +449,13 @@ class StepMetrics(ResponseModel):
 class MetricsSummary(ResponseModel):
     """Over all steps: rates count training only, not loading, validation or saving."""
 
-    steps: int
+    steps: int = Field(description="How many there are; `data` may hold fewer of them.")
     pairs_per_second: float | None = None
     tokens_per_second: float | None = None
 
 
 class Metrics(ResponseModel):
-    """The steps of a job's newest attempt and their summary."""
+    """The steps of a job, each once, and their summary. Those taken again after a crash are the newest attempt's."""
 
     object: Literal["list"] = "list"
     data: list[StepMetrics]

@@ -6,6 +6,9 @@ from pydantic import Field
 
 from api_schemas.base import ResponseModel
 
+#: What a model takes: texts, or vectors that another encoder made.
+Reads = Literal["texts", "vectors"]
+
 
 class Model(ResponseModel):
     """A model, in OpenAI's shape; the members after `owned_by` are ours."""
@@ -16,10 +19,18 @@ class Model(ResponseModel):
     owned_by: str = Field(description="The team's id, or 'likeness' for a base model.")
     kind: Literal["base", "fine_tuned"]
     base_model: str = Field(description="The base encoder's name; for a base model its own.")
-    dimension: int = Field(description="Length of its vectors.")
-    max_seq_length: int = Field(description="Tokens it reads; longer texts are cut.")
+    reads: Reads = Field(description="What it takes as input. vectors: those that another encoder made.")
+    dimension: int | None = Field(
+        description="Length of its vectors; null for `adapter`, which takes it from the file that it is trained on."
+    )
+    max_seq_length: int | None = Field(
+        description="Tokens it reads; longer texts are cut. null for what reads vectors."
+    )
     weights_sha256: str | None = Field(
         default=None, description="SHA-256 of its weights file, hexadecimal; null where none is promised."
     )
     fine_tuning_job: str | None = Field(default=None, description="The job that made it.")
     training_file: str | None = Field(default=None, description="The file it learned from.")
+    evaluation_split: str | None = Field(
+        default=None, description="The id of the rows that its job's evaluation asked about."
+    )

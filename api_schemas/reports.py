@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from api_schemas.base import ResponseModel
-from api_schemas.files import DataFormat, RowError
+from api_schemas.files import FileFormat, RowError
 
 #: The most conflicts that a report lists.
 MAX_LISTED_CONFLICTS = 100
@@ -178,14 +178,14 @@ class Overlap(ResponseModel):
 class TrainingPlan(ResponseModel):
     """What a job with these settings would do."""
 
-    model: str
+    model: str = Field(description="For files of vectors `adapter`, unless a tuned one is trained further.")
     n_epochs: int
     batch_size: int = Field(description="Rows of a batch.")
     steps: int = Field(description="About so many: rows that share texts wait for other batches.")
     texts_per_step: int = Field(description="Texts, or vectors, that go through the encoder in a step.")
     anchors_per_step: int = Field(description="Of those, how many are compared with the rest.")
     learning_rate: float
-    max_seq_length: int
+    max_seq_length: int | None = Field(description="null for vectors.")
 
 
 class Estimate(ResponseModel):
@@ -205,7 +205,7 @@ class Report(ResponseModel):
     object: Literal["file.report"] = "file.report"
     verdict: Verdict
     warnings: list[ReportWarning] = Field(description="The most important first.")
-    format: DataFormat | None = Field(description="What the rows are; null if no row told.")
+    format: FileFormat | None = Field(description="What the rows are; null if no row told.")
     bytes: int
     rows: int = Field(description="Good rows; a row with three positives counts as three.")
     refused_rows: int

@@ -1,4 +1,4 @@
-"""Similarity: the cosine of texts under a model."""
+"""Similarity: the cosine of texts, or of vectors for an adapter, under a model."""
 
 from typing import Annotated, Literal, Self
 
@@ -6,21 +6,21 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from api_schemas.base import RequestModel, ResponseModel
-from api_schemas.embeddings import MAX_INPUTS, EmbeddingUsage, Text, Texts
+from api_schemas.embeddings import MAX_INPUTS, EmbeddingUsage, Input, Inputs
 
-TextPair = Annotated[list[Text], Field(min_length=2, max_length=2)]
+InputPair = Annotated[list[Input], Field(min_length=2, max_length=2)]
 MAX_PAIRS = MAX_INPUTS // 2
 
 
 class SimilarityRequest(RequestModel):
-    """Either `pairs`, or a `query` against `documents`."""
+    """Either `pairs`, or a `query` against `documents`: texts, or vectors for an adapter."""
 
     model: str = Field(description="A base model's name or a tuned model's id.")
-    pairs: Annotated[list[TextPair], Field(min_length=1, max_length=MAX_PAIRS)] | None = Field(
+    pairs: Annotated[list[InputPair], Field(min_length=1, max_length=MAX_PAIRS)] | None = Field(
         default=None, description="Pairs of texts; one score each, in order."
     )
-    query: Text | None = Field(default=None, description="A text to compare with every document.")
-    documents: Texts | None = Field(default=None, description="Texts to rank by similarity to the query.")
+    query: Input | None = Field(default=None, description="A text to compare with every document.")
+    documents: Inputs | None = Field(default=None, description="Texts to rank by similarity to the query.")
     top_k: int | None = Field(
         default=None, ge=1, le=MAX_INPUTS, description="Return only the nearest so many documents."
     )

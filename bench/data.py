@@ -42,7 +42,7 @@ ROWS = 1_000_000
 QUICK_ROWS = 20_000
 FEWEST_ROWS = 1000
 DRAWN = [
-    *(Drawn("pairs", batch_size, buckets) for batch_size in (64, 256) for buckets in (False, True)),
+    *(Drawn("pairs", batch_size, buckets) for batch_size in (64, 256, 512) for buckets in (False, True)),
     Drawn("labels", 256),
     Drawn("triplets", 256),
 ]

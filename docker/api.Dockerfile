@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-# The API: files, jobs, models, without torch. Also runs `migrate`, `reconcile` and the worker that validates files.
+# The API: files, jobs, models, without torch. Also runs `migrate` and `reconcile`.
 # Build from the repository's root: docker build -f docker/api.Dockerfile -t likeness-api .
 ARG PYTHON=3.11
 
@@ -13,7 +13,7 @@ COPY encoders/ encoders/
 COPY workers/ workers/
 COPY service/ service/
 RUN --mount=type=cache,target=/root/.cache/pip \
-    /opt/likeness/bin/pip install --constraint constraints.txt '.[data]'
+    /opt/likeness/bin/pip install --constraint constraints.txt .
 
 FROM python:${PYTHON}-slim
 # The same number in every image: they share a volume.

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from encoders.dropout import dropout as drop
+from encoders.transformer import Transformer, is_trained
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,10 @@ class Dropout:
 
     hidden: float = 0.0
     attention: float = 0.0
+
+    def within(self, module: nn.Module) -> Dropout:
+        """As it is in a module: what is frozen is not taught to bear noise."""
+        return self if is_trained(module) else Dropout()
 
 
 @dataclass(frozen=True)
@@ -81,16 +86,18 @@ def pack(tokens: Sequence[np.ndarray], device: torch.device) -> Packed:
 
 
 class Embeddings(nn.Module):
-    def __init__(self, shape: BertShape) -> None:
+    def __init__(self, shape: BertShape, position_offset: int) -> None:
         super().__init__()
         self.word_embeddings = nn.Embedding(shape.vocab_size, shape.hidden_size)
         self.position_embeddings = nn.Embedding(shape.max_position_embeddings, shape.hidden_size)
         self.token_type_embeddings = nn.Embedding(shape.type_vocab_size, shape.hidden_size)
         self.LayerNorm = nn.LayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)
+        self.position_offset = position_offset
 
     def forward(self, packed: Packed, dropout: float) -> Tensor:
         first_segment = self.token_type_embeddings.weight[0]
-        rows = self.word_embeddings(packed.token_ids) + self.position_embeddings(packed.positions)
+        positions = packed.positions + self.position_offset
+        rows = self.word_embeddings(packed.token_ids) + self.position_embeddings(positions)
         return drop(self.LayerNorm(rows + first_segment), dropout)
 
 
@@ -107,13 +114,13 @@ class SelfAttention(nn.Module):
             packed.split(projected.unflatten(-1, (self.heads, -1)))
             for projected in (self.query(rows), self.key(rows), self.value(rows))
         )
-        return torch.cat([_attend(q, k, v, dropout) for q, k, v in zip(query, key, value, strict=True)])
+        return torch.cat([attend(q, k, v, dropout) for q, k, v in zip(query, key, value, strict=True)])
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
-    """(C, L, H, D) each, to (C·L, W)."""
+def attend(query: Tensor, key: Tensor, value: Tensor, dropout: float, bias: Tensor | None = None) -> Tensor:
+    """(C, L, H, D) each, to (C·L, W); `bias` (H, L, L) is added to the logits."""
     mixed = F.scaled_dot_product_attention(
-        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), dropout_p=dropout
+        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=bias, dropout_p=dropout
     )
     return mixed.transpose(1, 2).flatten(2).flatten(0, 1)
 
@@ -146,18 +153,27 @@ class Layer(nn.Module):
         return closed
 
 
-class Bert(nn.Module):
-    def __init__(self, shape: BertShape) -> None:
+class Bert(Transformer):
+    """BERT, MiniLM and, counting positions from `position_offset`, RoBERTa, XLM-R (multilingual E5) and CamemBERT."""
+
+    def __init__(self, shape: BertShape, position_offset: int = 0) -> None:
         super().__init__()
-        self.embeddings = Embeddings(shape)
+        self.embeddings = Embeddings(shape, position_offset)
         self.encoder = nn.ModuleDict({"layer": nn.ModuleList(Layer(shape) for _ in range(shape.num_hidden_layers))})
 
     def forward(self, packed: Packed, dropout: Dropout) -> Tensor:
-        """The last hidden state of every token, (T, W)."""
-        rows: Tensor = self.embeddings(packed, dropout.hidden)
-        for layer in self.encoder["layer"].children():
-            rows = layer(rows, packed, dropout)
+        rows: Tensor = self.embeddings(packed, dropout.within(self.embeddings).hidden)
+        for layer in self.layers:
+            rows = layer(rows, packed, dropout.within(layer))
         return rows
+
+    @property
+    def word_embeddings(self) -> nn.Embedding:
+        return self.embeddings.word_embeddings
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        return list(self.encoder["layer"].children())
 
 
 def pool_mean(rows: Tensor, packed: Packed) -> Tensor:
@@ -168,3 +184,8 @@ def pool_mean(rows: Tensor, packed: Packed) -> Tensor:
 def pool_cls(rows: Tensor, packed: Packed) -> Tensor:
     """Each text's first token, (N, W), in the order in which the texts were given."""
     return torch.cat([group[:, 0] for group in packed.split(rows)])[packed.restore]
+
+
+def pool_last(rows: Tensor, packed: Packed) -> Tensor:
+    """Each text's last token, (N, W), in the order in which the texts were given."""
+    return torch.cat([group[:, -1] for group in packed.split(rows)])[packed.restore]

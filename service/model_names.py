@@ -6,6 +6,7 @@ from pathlib import Path
 from sqlalchemy.orm import Session
 
 from api_schemas.errors import LikenessError
+from api_schemas.models import Reads
 from encoders import registry
 from storage import models
 from storage.settings import StorageSettings
@@ -20,8 +21,9 @@ class NamedModel:
     base_model: str
     artifact: str | None
     weights_sha256: str | None
-    dimension: int
-    max_seq_length: int
+    dimension: int | None  # None: it is still to be trained
+    max_seq_length: int | None  # None: it reads vectors
+    reads: Reads = "texts"
 
 
 def find_model(session: Session, settings: StorageSettings, name: str) -> NamedModel:
@@ -45,11 +47,13 @@ def find_model(session: Session, settings: StorageSettings, name: str) -> NamedM
 def base_models(base_models_dir: Path | None) -> dict[str, NamedModel]:
     """The base models of this installation, by name."""
     return {
-        name: NamedModel(name, name, None, base.weights_sha256, base.dimension, base.max_seq_length)
+        name: NamedModel(name, name, None, base.weights_sha256, base.dimension, base.max_seq_length, base.reads)
         for name, base in registry.available(base_models_dir).items()
     }
 
 
 def of_row(row: Model) -> NamedModel:
     """A tuned model."""
-    return NamedModel(row.id, row.base_model, row.artifact, row.weights_sha256, row.dimension, row.max_seq_length)
+    return NamedModel(
+        row.id, row.base_model, row.artifact, row.weights_sha256, row.dimension, row.max_seq_length, row.reads
+    )

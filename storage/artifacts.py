@@ -1,4 +1,4 @@
-"""Bytes: uploaded files, parts of files to come, and tuned models, in a local folder.
+"""Bytes: uploaded files, parts of files to come, checkpoints and tuned models, in a local folder.
 
 What is visible is complete: bytes are written beside, forced to disk, and renamed into place.
 """
@@ -21,6 +21,8 @@ from anyio import to_thread
 from api_schemas.errors import LikenessError
 
 MANIFEST = "manifest.json"
+#: What the system says where a disk is full, or somebody's share of it, or a file may not grow.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CHUNK_BYTES = 1024 * 1024
 _UNFINISHED_SECONDS = 24 * 3600
 
@@ -48,8 +50,10 @@ class ArtifactStore:
         self._files = root / "files"
         self._parts = root / "parts"
         self._models = root / "models"
-        self._unfinished = root / "unfinished"
-        for directory in (self._files, self._parts, self._models, self._unfinished):
+        self.checkpoints = root / "checkpoints"  # see storage.checkpoints
+        #: Where temporary files go; what crashed writers leave here is swept.
+        self.unfinished = root / "unfinished"
+        for directory in (self._files, self._parts, self._models, self.checkpoints, self.unfinished):
             directory.mkdir(parents=True, exist_ok=True)
 
     def file(self, file_id: str) -> Path:
@@ -118,7 +122,7 @@ class ArtifactStore:
     @asynccontextmanager
     async def _written(self, name: str, chunks: AsyncIterator[bytes]) -> AsyncIterator[tuple[Path, StoredFile]]:
         """A temporary file with the stream in it, forced to disk; to be renamed in the block, else it is removed."""
-        temporary = self._unfinished / f"{name}-{secrets.token_hex(4)}"
+        temporary = self.unfinished / f"{name}-{secrets.token_hex(4)}"
         try:
             with _disk_full_is_told():
                 with temporary.open("wb") as target:
@@ -138,15 +142,39 @@ class ArtifactStore:
 
         The manifest is written last. Raises OSError as the file system does; then nothing is published.
         """
-        temporary = self._unfinished / f"{artifact}-{secrets.token_hex(4)}"
+        with self.publishing(self.model(artifact), name=artifact) as folder:
+            yield folder
+
+    @contextmanager
+    def publishing(self, target: Path, *, name: str) -> Iterator[Path]:
+        """A folder to write into, with a manifest and under the path `target` when the block ends well.
+
+        `name` begins the name of the folder until then. Raises OSError as the file system does, also for a target
+        that is there already; then nothing is published.
+        """
+        temporary = self.unfinished / f"{name}-{secrets.token_hex(4)}"
         temporary.mkdir()
         try:
             yield temporary
             _write_manifest(temporary)
-            temporary.rename(self.model(artifact))
-            _sync_directory(self._models)
+            temporary.rename(target)
+            _sync_directory(target.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+    @contextmanager
+    def scratch(self, name: str) -> Iterator[Path]:
+        """An empty folder for temporary files, gone after the block. One process at a time may use a name.
+
+        What a process left that was killed in its block is removed first.
+        """
+        folder = self.unfinished / f"{name}-scratch"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def verify_model(self, artifact: str) -> Path:
         """The folder of a model whose every file still has the checksum of its manifest.
@@ -154,17 +182,13 @@ class ArtifactStore:
         Raises LikenessError `artifact_corrupt`.
         """
         folder = self.model(artifact)
-        try:
-            sums: dict[str, str] = json.loads((folder / MANIFEST).read_text())["sha256"]
-            present = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
-            wrong = sorted(present.symmetric_difference({*sums, MANIFEST})) or [
-                name for name, expected in sums.items() if sha256(folder / name) != expected
-            ]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise _corrupt(artifact, [MANIFEST]) from error
-        if wrong:
+        if wrong := differing(folder):
             raise _corrupt(artifact, wrong)
         return folder
+
+    def card(self, artifact: str) -> str:
+        """The model card in a published model's folder. Raises FileNotFoundError."""
+        return (self.model(artifact) / "README.md").read_text("utf-8")
 
     def delete_model(self, artifact: str) -> None:
         """Remove a published model's folder; fine if it is gone."""
@@ -173,7 +197,7 @@ class ArtifactStore:
     def sweep_unfinished(self, *, older_than_seconds: float = _UNFINISHED_SECONDS) -> int:
         """Remove what crashed writers left behind. Returns how many leftovers there were."""
         limit = time.time() - older_than_seconds
-        leftovers = [path for path in self._unfinished.iterdir() if _modified(path) < limit]
+        leftovers = [path for path in self.unfinished.iterdir() if _modified(path) < limit]
         for path in leftovers:
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
@@ -186,6 +210,18 @@ def sha256(path: Path) -> str:
     """The SHA-256 of a file, hexadecimal."""
     with path.open("rb") as source:
         return hashlib.file_digest(source, "sha256").hexdigest()
+
+
+def differing(folder: Path) -> list[str]:
+    """The files of a published folder that differ from its manifest, are missing or don't belong there."""
+    try:
+        sums: dict[str, str] = json.loads((folder / MANIFEST).read_text())["sha256"]
+        present = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
+        return sorted(present.symmetric_difference({*sums, MANIFEST})) or [
+            name for name, expected in sums.items() if sha256(folder / name) != expected
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return [MANIFEST]
 
 
 async def _verified_chunks(paths: Sequence[tuple[Path, str]], md5: str | None) -> AsyncIterator[bytes]:
@@ -256,7 +292,7 @@ def _disk_full_is_told() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in DISK_FULL:
             raise
         raise LikenessError(
             "storage_full",

@@ -4,17 +4,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, or_, select, update
+from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
 from api_schemas.batches import too_few_classes
 from api_schemas.errors import LikenessError
 from api_schemas.jobs import ENDED
 from api_schemas.reports import Report
-from storage import queue
+from storage import job_files, queue
 from storage.artifacts import StoredFile
 from storage.pages import Order, page
 from storage.tables import File, Job
+
+#: How many processes may die while they validate a file, before nobody tries again.
+MOST_DEATHS = 3
+
+_NO_VALIDATION = {"validation_started_at": None, "validation_bytes_read": None}
 
 
 @dataclass(frozen=True)
@@ -69,8 +74,7 @@ def delete(session: Session, file_id: str) -> None:
     row = get(session, file_id)
     # Whoever creates a job on this file waits from here on, and then finds it deleted.
     session.refresh(row, with_for_update=True)
-    reads_it = or_(Job.training_file == file_id, Job.validation_file == file_id)
-    job = session.scalar(select(Job).where(reads_it, Job.state.not_in(ENDED)).limit(1))
+    job = session.scalar(select(Job).where(job_files.reads(file_id), Job.state.not_in(ENDED)).limit(1))
     if job is not None:
         raise LikenessError(
             "file_in_use",
@@ -101,7 +105,7 @@ def report(session: Session, file_id: str) -> dict[str, Any]:
         )
     raise LikenessError(
         "not_found",
-        f"File {file_id} has no report: its bytes were gone, or an older version validated it. Upload it again.",
+        f"File {file_id} has no report: {row.status_details or 'An older version validated it; upload it again.'}",
     )
 
 
@@ -128,12 +132,44 @@ def waiting_for_validation(session: Session) -> Sequence[str]:
     return session.scalars(select(File.id).where(File.status == "uploaded", File.deleted_at.is_(None))).all()
 
 
+def begin_validation(session: Session, file_id: str) -> File | None:
+    """Count another beginning of a file's validation. None if it is deleted or has its verdict."""
+    return session.scalar(
+        update(File)
+        .where(*_waits_for_verdict(file_id))
+        .values(
+            validations_begun=File.validations_begun + 1,
+            validation_started_at=func.clock_timestamp(),
+            validation_bytes_read=0,
+        )
+        .returning(File)
+    )
+
+
+def record_validation(session: Session, file_id: str, *, bytes_read: int) -> bool:
+    """Keep how far a validation is. False when nobody waits for its end: the file is deleted, or has its verdict."""
+    recorded = session.execute(
+        update(File).where(*_waits_for_verdict(file_id)).values(validation_bytes_read=bytes_read).returning(File.id)
+    )
+    return recorded.first() is not None
+
+
+def give_back_validation(session: Session, file_id: str) -> None:
+    """Take back the last beginning, because its worker is going away."""
+    session.execute(
+        update(File)
+        .where(*_waits_for_verdict(file_id), File.validations_begun > 0)
+        .values(validations_begun=File.validations_begun - 1, **_NO_VALIDATION)
+    )
+
+
 def record_verdict(session: Session, file_id: str, verdict: Verdict) -> bool:
-    """Keep what validation found. False when somebody else has already: the first verdict stays."""
+    """Keep what validation found. False for a deleted file, or when somebody else has already: the first one stays."""
     recorded = session.execute(
         update(File)
-        .where(File.id == file_id, File.status == "uploaded")
+        .where(*_waits_for_verdict(file_id))
         .values(
+            **_NO_VALIDATION,
             status="processed" if verdict.usable else "error",
             status_details=verdict.summary,
             format=verdict.format,
@@ -145,3 +181,7 @@ def record_verdict(session: Session, file_id: str, verdict: Verdict) -> bool:
         .returning(File.id)
     )
     return recorded.first() is not None
+
+
+def _waits_for_verdict(file_id: str) -> tuple[ColumnElement[bool], ...]:
+    return File.id == file_id, File.status == "uploaded", File.deleted_at.is_(None)

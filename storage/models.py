@@ -19,7 +19,7 @@ def artifact_name(job: Job) -> str:
 
 
 def add(
-    session: Session, job: Job, *, base_model: str, weights_sha256: str, dimension: int, max_seq_length: int
+    session: Session, job: Job, *, base_model: str, weights_sha256: str, dimension: int, max_seq_length: int | None
 ) -> Model:
     """Register the published model of a job, in the commit that ends the job."""
     row = Model(
@@ -29,7 +29,9 @@ def add(
         job_id=job.id,
         training_file=job.training_file,
         artifact=artifact_name(job),
+        evaluation_split=job.evaluation["split"]["id"] if job.evaluation else None,
         weights_sha256=weights_sha256,
+        reads=job.reads,
         dimension=dimension,
         max_seq_length=max_seq_length,
     )

@@ -34,7 +34,13 @@ class StorageSettings(BaseSettings):
     )
     base_models_dir: Path | None = Field(
         default=None,
-        description="More base models: sentence-transformers folders at ORGANISATION/NAME below it.",
+        description="More base models: folders of sentence-transformers or transformers at ORGANISATION/NAME below it.",
+    )
+    derived_max_bytes: int = Field(
+        default=50 * 1024**3,
+        ge=0,
+        description="How large the tokenized datasets, which can be made again, may grow; the least recently used "
+        "go first.",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", description="DEBUG, INFO, WARNING or ERROR: the least that is worth a line in the log."
@@ -49,6 +55,11 @@ class StorageSettings(BaseSettings):
     def derived_dir(self) -> Path:
         """Where what can be made again from uploaded files lies."""
         return self.data_dir / "derived"
+
+    @property
+    def tensorboard_dir(self) -> Path:
+        """Where trainings write their steps for TensorBoard, a folder for each job."""
+        return self.data_dir / "tensorboard"
 
     @property
     def running_file(self) -> Path:

@@ -18,6 +18,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from api_schemas.models import Reads
+
 # The clock is PostgreSQL's, everywhere: processes on several machines disagree about the time.
 _NOW = func.clock_timestamp()
 
@@ -91,6 +93,10 @@ class File(TeamOwned, Base):
     errors: Mapped[list[Any] | None]
     # What the API answers for /v1/files/{id}/report, as it is.
     report: Mapped[dict[str, Any] | None]
+    # Beginnings that nobody gave back: of a file without a verdict, the deaths of who read it, and the one that reads.
+    validations_begun: Mapped[int] = mapped_column(server_default="0")
+    validation_started_at: Mapped[datetime | None]
+    validation_bytes_read: Mapped[int | None] = mapped_column(BigInteger)
     created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
     deleted_at: Mapped[datetime | None]
 
@@ -140,14 +146,22 @@ class Job(TeamOwned, Base):
     training_file: Mapped[str] = mapped_column(ForeignKey("files.id"))
     validation_file: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
     method: Mapped[dict[str, Any]]
-    max_seq_length: Mapped[int]
+    # Of the model it starts from: `texts` or `vectors`, and for texts how many tokens of each.
+    reads: Mapped[Reads] = mapped_column(Text, server_default="texts")
+    max_seq_length: Mapped[int | None]
     openai_hyperparameters: Mapped[dict[str, Any] | None]
     seed: Mapped[int] = mapped_column(BigInteger)
     suffix: Mapped[str | None]
     # Its files are: while still in `validating_files` they are being prepared.
     validated: Mapped[bool] = mapped_column(server_default=false())
+    # Beginnings that nobody gave back, as for files.
+    preparations_begun: Mapped[int] = mapped_column(server_default="0")
     job_metadata: Mapped[dict[str, Any] | None]
+    # Of a running job, whose worker then stops at a checkpoint and makes it `paused`.
+    pause_asked: Mapped[bool] = mapped_column(server_default=false())
     progress: Mapped[dict[str, Any] | None]
+    # What the API answers for /v1/fine_tuning/jobs/{id}/evaluation, as it is.
+    evaluation: Mapped[dict[str, Any] | None]
     error: Mapped[dict[str, Any] | None]
     fine_tuned_model: Mapped[str | None]
     trained_tokens: Mapped[int | None] = mapped_column(BigInteger)
@@ -200,9 +214,12 @@ class Model(TeamOwned, Base):
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
     training_file: Mapped[str]
     artifact: Mapped[str]
+    # The id of the split it was evaluated on.
+    evaluation_split: Mapped[str | None]
     weights_sha256: Mapped[str]
+    reads: Mapped[Reads] = mapped_column(Text, server_default="texts")
     dimension: Mapped[int]
-    max_seq_length: Mapped[int]
+    max_seq_length: Mapped[int | None]
     created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
     deleted_at: Mapped[datetime | None]
 

@@ -74,7 +74,8 @@ class Installation:
         """Create a short job on the tiny encoder and, unless told otherwise, prepare it as a worker does."""
         hyperparameters = {"max_steps": max_steps, "batch_size": 8, **arguments.pop("hyperparameters", {})}
         loss = arguments.pop("loss", {"name": "ntxent", "temperature": 0.1})
-        method = {"type": "contrastive", "contrastive": {"loss": loss, "hyperparameters": hyperparameters}}
+        options = {"checkpointing": arguments.pop("checkpointing")} if "checkpointing" in arguments else {}
+        method = {"type": "contrastive", "contrastive": {"loss": loss, "hyperparameters": hyperparameters, **options}}
         job = self.openai.fine_tuning.jobs.create(
             model=arguments.pop("model", TINY), training_file=training_file, method=method, **arguments
         )

@@ -50,6 +50,14 @@ def test_torch_is_imported_only_where_it_is_needed(module: str) -> None:
     assert done.stdout.split() == []
 
 
+@pytest.mark.parametrize("module", ["workers.validating", "workers.preparing"])
+def test_files_are_read_and_tokenized_without_torch(module: str) -> None:
+    heavy = ("torch", "safetensors", "transformers")
+    program = f"import sys, {module}; print(*[name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.split() == []
+
+
 def test_no_file_is_a_drawer_for_everything() -> None:
     drawers = {"util", "utils", "helper", "helpers", "common", "misc"}
     assert [path for path in TREES if drawers & {path.stem, *path.parts}] == []

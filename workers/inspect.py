@@ -24,6 +24,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from api_schemas.defaults import MODEL
 from api_schemas.files import DataFormat
+from api_schemas.inputs import wrong_file
 from api_schemas.reports import Estimate, Report
 from encoders import registry
 from encoders.errors import EncoderError, UnknownModelError
@@ -64,6 +65,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="likeness inspect")
     parser.add_argument("file", type=Path)
     parser.add_argument("--evaluation", type=Path)
+    parser.add_argument("--corpus", type=Path)
+    parser.add_argument("--queries", type=Path)
     parser.add_argument("--format")
     parser.add_argument("--column", action="append", default=[])
     parser.add_argument("--model", default=MODEL)
@@ -76,7 +79,8 @@ def _parser() -> argparse.ArgumentParser:
 def _report(asked: argparse.Namespace) -> Report:
     """Raises NoAnswerError."""
     options = _options(asked.format, asked.column)
-    files = [file for file in (asked.file, asked.evaluation) if file is not None]
+    texts = _texts(asked)
+    files = [file for file in (asked.file, asked.evaluation, *(texts or ())) if file is not None]
     for file in files:
         _check(file)
     try:
@@ -91,6 +95,7 @@ def _report(asked: argparse.Namespace) -> Report:
                 options=options,
                 measure=measure,
                 evaluation=asked.evaluation,
+                texts=texts,
                 progress=progress,
             )
     except UnknownModelError as error:
@@ -99,9 +104,27 @@ def _report(asked: argparse.Namespace) -> Report:
         raise NoAnswerError(f"{error.errors()[0]['loc'][-1]}: {error.errors()[0]['msg']}.") from error
     except OSError as error:
         raise NoAnswerError(f"{error.strerror or error}: {error.filename or asked.file}") from error
+    data_format = found.report.format
+    if setting.max_seq_length is None and data_format is not None:
+        wrong = wrong_file(asked.model, "vectors", data_format)
+        if wrong is not None:
+            raise NoAnswerError(wrong)
     if asked.no_probe:
         return with_estimate(found.report, "--no-probe was given.")
     return with_estimate(found.report, _estimate(found, asked.model, models))
+
+
+def _texts(asked: argparse.Namespace) -> tuple[Path, Path] | None:
+    """The corpus and the queries that a relevance file names texts of. Raises NoAnswerError."""
+    if asked.corpus is None and asked.queries is None:
+        return None
+    if asked.corpus is None or asked.queries is None:
+        raise NoAnswerError("--corpus and --queries go together: name both or neither.")
+    if asked.format is not None or asked.column:
+        raise NoAnswerError(
+            "--format and --column are not for relevance files: leave them out, or --corpus and --queries."
+        )
+    return asked.corpus, asked.queries
 
 
 def _options(told: str | None, columns: Sequence[str]) -> ReadOptions:
@@ -151,16 +174,17 @@ def _estimate(found: Inspection, model: str, base_models_dir: Path | None) -> Es
     plan, examples = found.report.training, found.profile.examples
     if plan is None or not found.report.verdict.usable:
         return "There is nothing to train."
-    if not examples:
-        return "It is measured for texts only."
     if find_spec("torch") is None:
         return "PyTorch is not installed here."
-    try:
-        folder = registry.locate(model, base_models_dir)
-    except EncoderError as error:
-        return str(error)
-    texts = [text for row in examples for text in row]
-    measured = _probe({"folder": str(folder), "texts": texts, "texts_per_step": plan.texts_per_step})
+    if found.report.vectors is not None:
+        asked: dict[str, Any] = {"dimension": found.report.vectors.dimension}
+    else:
+        try:
+            folder = registry.locate(model, base_models_dir)
+        except EncoderError as error:
+            return str(error)
+        asked = {"folder": str(folder), "texts": [text for row in examples for text in row]}
+    measured = _probe({**asked, "texts_per_step": plan.texts_per_step})
     if isinstance(measured, str):
         return measured
     return Estimate(

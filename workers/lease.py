@@ -31,14 +31,18 @@ class Lease:
         self._key = (job_id, attempt, worker_id)
         self._renewed = time.monotonic()
 
-    def keep(self) -> None:
-        """Renew the lease if it is time to. Raises LeaseLostError."""
+    def keep(self) -> bool:
+        """Renew the lease if it is time to. Returns whether the job is known to have been asked to pause.
+
+        Raises LeaseLostError.
+        """
         now = time.monotonic()
+        pause_asked = False
         if now - self._renewed < RENEW_EVERY_SECONDS:
-            return
+            return pause_asked
         try:
             with self._database.session_across_teams() as session:
-                jobs.renew(session, *self._key)
+                pause_asked = jobs.renew(session, *self._key)
         except jobs.StaleAttempt as error:
             raise LeaseLostError("the job has ended, was cancelled, or was given to another worker") from error
         except OperationalError as error:
@@ -47,3 +51,4 @@ class Lease:
                 raise LeaseLostError("PostgreSQL has been away for most of a lease") from error
         else:
             self._renewed = now
+        return pause_asked

@@ -6,28 +6,39 @@ is told before one is taken: rows that can't be used, pairs that aren't there, b
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import structlog
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 
 from api_schemas.defaults import resolve
 from api_schemas.errors import LikenessError
+from api_schemas.inputs import wrong_file
 from api_schemas.jobs import Method, OpenAIHyperparameters
 from encoders import registry
 from encoders.errors import EncoderError
+from encoders.folder import packs
+from encoders.prompts import Prompts
 from encoders.tokenizer import TextTokenizer
-from storage import jobs, models
-from storage.artifacts import ArtifactStore
+from storage import job_files, jobs, models
+from storage.artifacts import DISK_FULL, ArtifactStore
 from storage.database import Database
 from storage.settings import StorageSettings
 from storage.tables import Job
+from workers import model_options
+from workers.adapters import NoTokenizer, WrongAdapterError, check_dimension, dimension_of, tokenizer_of, with_form
 from workers.data import validation
 from workers.data.overlap import MOST_OF_IT, rows_in_training
 from workers.data.preparation import NoRowsError, PreparationStopped
 from workers.data.prepared import Prepared
 from workers.dataset_files import DatasetFiles, StoredDataset
+from workers.evaluation.plan import NotEvaluableError, split_for
+from workers.patience import patiently
+from workers.prompts import prompts_of
 from workers.training.batches import NoBatchError
 from workers.training.mixing import Mixture
 
@@ -35,6 +46,7 @@ log = structlog.get_logger("likeness.preparing")
 
 _LOOK_EVERY_SECONDS = 1.0
 _TELL_EVERY_SECONDS = 10.0
+_MINED = ("pairs", "triplets")
 _DIRECTED = ("pairs", "triplets", "vector_pairs")
 
 
@@ -46,80 +58,129 @@ class NotTrainableError(Exception):
         self.code = code
 
 
-def prepare(settings: StorageSettings, database: Database, job_id: str) -> None:
-    """Prepare the files of a job, and queue it or fail it. Does nothing for a job that isn't in preparation."""
+def prepare(settings: StorageSettings, database: Database, job_id: str, stop: threading.Event) -> None:
+    """Prepare the files of a job, and queue it or fail it. Does nothing for a job that isn't in preparation.
+
+    Once `stop` is set, the job is given back: another worker begins again, and this beginning doesn't count. Whoever
+    calls holds the claim on the job.
+    """
     with database.session_across_teams() as session:
-        job = jobs.in_preparation(session, job_id)
+        job = jobs.begin_preparation(session, job_id)
     if job is None:
         log.info("delivery_ignored", reason="the job is not in preparation")
         return
     try:
-        method = _Preparation(settings, database, job).run()
+        method = _Preparation(settings, database, job, stop).run()
     except PreparationStopped:
-        log.info("preparation_stopped", reason="the job is over")
-        return
+        log.info("preparation_stopped", reason="the worker stops" if stop.is_set() else "the job is over")
+        if stop.is_set():
+            _patiently(database, lambda session: jobs.give_back_preparation(session, job_id))
     except (NotTrainableError, LikenessError) as refusal:
         _fail(database, job_id, refusal.code, str(refusal))
     except (validation.DatasetError, NoRowsError) as refusal:
         _fail(database, job_id, "file_invalid", str(refusal))
-    except NoBatchError as refusal:
+    except (NoBatchError, WrongAdapterError, NotEvaluableError) as refusal:
         _fail(database, job_id, "invalid_value", str(refusal))
     except EncoderError as error:
         _fail(database, job_id, "weights_unavailable", str(error))
     except FileNotFoundError as error:
         gone = f"A file of this job is gone from the artifact store: {error.filename}"
         _fail(database, job_id, "training_file_missing", gone)
+    except OperationalError:  # PostgreSQL's absence says nothing of the job; it is prepared again, but only so often
+        raise
+    except Exception as error:  # the edge of the process: whatever it is, another beginning would meet it again
+        log.exception("preparation_failed", reason=type(error).__name__)
+        _fail(database, job_id, *_why(error))
     else:
-        with database.session_across_teams() as session:
-            jobs.prepared(session, job_id, method)
+        _patiently(database, lambda session: jobs.prepared(session, job_id, method))
 
 
 def _fail(database: Database, job_id: str, code: str, message: str) -> None:
     log.warning("job_failed", code=code, reason=message)
-    with database.session_across_teams() as session:
-        jobs.not_preparable(session, job_id, code, message)
+    _patiently(database, lambda session: jobs.not_preparable(session, job_id, code, message))
+
+
+def _patiently(database: Database, write: Callable[[Session], None]) -> None:
+    def work() -> None:
+        with database.session_across_teams() as session:
+            write(session)
+
+    patiently(work)
+
+
+def _why(error: Exception) -> tuple[str, str]:
+    """A code and a sentence for what nobody expected."""
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        full = "The disk of the data directory was full while the files were prepared. Free space, then try again."
+        return "disk_full", full
+    if isinstance(error, MemoryError):
+        return "out_of_memory", "Preparing the files needs more memory than the worker has. Split them, then try again."
+    return (
+        "preparation_crashed",
+        f"Preparing the files ended in an error that was not expected ({type(error).__name__}). This is a defect of "
+        "the service: please report it with the worker's log.",
+    )
 
 
 class _Preparation:
     """One job's preparation, from its files to its method without any `auto`."""
 
-    def __init__(self, settings: StorageSettings, database: Database, job: Job) -> None:
+    def __init__(self, settings: StorageSettings, database: Database, job: Job, stop: threading.Event) -> None:
         self._settings = settings
         self._database = database
         self._job = job
+        self._stop = stop
         self._method = Method(**job.method)
         self._looked = self._told = time.monotonic()
         self._over = False
 
     def run(self) -> Method:
         """Raises what `prepare` knows."""
-        tokenizer = TextTokenizer.of_folder(self._folder())
-        files = self._dataset_files(tokenizer)
+        folder = self._folder()
+        tokenizer = tokenizer_of(self._job, folder)
+        self._check_model(folder)
+        files = self._dataset_files(tokenizer, prompts_of(self._job, self._method.contrastive.model, folder))
         asked = self._method.contrastive.hyperparameters.max_seq_length
-        limit = tokenizer.max_seq_length if asked == "auto" else min(asked, tokenizer.max_seq_length)
-        prepared = {file_id: self._prepared(files, file_id, limit) for file_id in self._file_ids()}
-        method = self._resolved(prepared[self._job.training_file], tokenizer)
-        for each in prepared.values():
-            self._check(each, method)
-        if self._job.validation_file:
-            self._check_overlap(prepared[self._job.training_file], prepared[self._job.validation_file])
+        limit = min(asked, tokenizer.max_seq_length) if isinstance(asked, int) else tokenizer.max_seq_length
+        training = [self._prepared(files, file_id, limit) for file_id in job_files.training_ids(self._job)]
+        held_out = self._job.validation_file
+        validation = self._prepared(files, held_out, limit) if held_out else None
+        method = self._resolved(training, folder)
+        self._check_mixture(training)
+        if self._job.reads == "vectors":
+            method = with_form(method, folder, training[0])
+        held_out_rows = [] if validation is None else [validation]
+        for each in [*training, *held_out_rows]:
+            self._check_format(each, method)
+        for each in held_out_rows:
+            if training[0].vectors is not None:
+                check_dimension(dimension_of(training[0]), each, "The training file")
+            self._check_overlap(training, each)
+        method, split = split_for(method, training, validation, self._job.seed, asked=self._method, say=self._say)
+        for each in [*(split.training if split else training), *held_out_rows]:
+            self._check_batches(each, method)
         return method
 
-    def _dataset_files(self, tokenizer: TextTokenizer) -> DatasetFiles:
+    def _check_model(self, folder: Path | None) -> None:
+        if self._job.reads == "vectors" or folder is None:
+            return
+        if reason := model_options.reason_against(self._method.contrastive.model, folder):
+            raise NotTrainableError("invalid_value", f"`method.contrastive.model`: {reason}")
+
+    def _dataset_files(self, tokenizer: TextTokenizer | NoTokenizer, prompts: Prompts | None) -> DatasetFiles:
         try:
-            return DatasetFiles(self._settings, self._database, tokenizer, self._method.contrastive.data)
+            return DatasetFiles(self._settings, self._database, tokenizer, self._method.contrastive.data, prompts)
         except ValueError as error:
             raise NotTrainableError("invalid_value", f"`method.contrastive.data`: {error}") from error
 
-    def _file_ids(self) -> list[str]:
-        return [file_id for file_id in (self._job.training_file, self._job.validation_file) if file_id]
-
-    def _folder(self) -> Path:
-        """Where the job's base model lies; only its tokenizer is read here."""
+    def _folder(self) -> Path | None:
+        """Where the job's base model lies, of which only tokenizer or shape are read here; None for a new adapter."""
         with self._database.session(self._job.team_id) as session:
             tuned = models.find(session, self._job.model)
         if tuned is not None:
             return ArtifactStore(self._settings.artifacts_dir).model(tuned.artifact)
+        if self._job.model == registry.ADAPTER:
+            return None
         return registry.locate(self._job.model, self._settings.base_models_dir)
 
     def _prepared(self, files: DatasetFiles, file_id: str, limit: int) -> Prepared:
@@ -133,56 +194,87 @@ class _Preparation:
     def _validate(self, files: DatasetFiles, stored: StoredDataset) -> None:
         """Judge the file as the job says that it is to be read; when it was uploaded nobody had said so."""
         try:
-            report = validation.validate(
-                stored.path,
-                filename=stored.filename,
-                options=files.read_options,
-                progress=self._telling("Validated {:,} bytes"),
-                should_stop=self._is_over,
+            report = files.validated(
+                stored, progress=self._telling("Validated {:,} bytes of a file"), should_stop=self._is_over
             )
         except validation.StoppedError:
             raise PreparationStopped from None
         if not report.usable:
             raise NotTrainableError("file_invalid", f"{stored.filename}: {report.summary}")
 
-    def _resolved(self, training: Prepared, tokenizer: TextTokenizer) -> Method:
+    def _resolved(self, training: Sequence[Prepared], folder: Path | None) -> Method:
         older = self._job.openai_hyperparameters
         openai = OpenAIHyperparameters(**older) if older else None
-        return resolve(self._method, openai, rows=len(training), max_seq_length=tokenizer.max_seq_length)
+        pads = self._job.reads == "texts" and folder is not None and not packs(folder)
+        return resolve(
+            self._method,
+            openai,
+            rows=sum(map(len, training)),
+            max_seq_length=self._job.max_seq_length,
+            split_rows=len(training[0]),
+            pads=pads,
+        )
 
-    def _check(self, data: Prepared, method: Method) -> None:
-        """Raises NotTrainableError or NoBatchError if no step can be taken on the data."""
-        if data.vectors is not None:
-            raise NotTrainableError("invalid_value", "The file holds vectors, and the model reads texts.")
+    def _check_mixture(self, training: Sequence[Prepared]) -> None:
+        """Raises NotTrainableError if one encoder can't read all of the files."""
+        widths = {None if data.vectors is None else data.vectors.shape[1] for data in training}
+        if len(widths) > 1:
+            raise NotTrainableError(
+                "invalid_value",
+                "`method.contrastive.data.additional_training_files`: some files hold texts and others vectors, or "
+                "vectors of another dimension. Train on them in jobs of their own.",
+            )
+
+    def _check_format(self, data: Prepared, method: Method) -> None:
+        """Raises NotTrainableError if the model or the loss is not for rows like these."""
+        wrong = wrong_file(self._job.model, self._job.reads, data.format)
+        if wrong is not None:
+            raise NotTrainableError("invalid_value", wrong)
         if method.contrastive.loss.symmetric is not None and data.format not in _DIRECTED:
             raise NotTrainableError(
                 "invalid_value",
                 "`method.contrastive.loss.symmetric` says in which direction the pairs of a file are compared, and the "
                 f"rows of this one are {data.format}, which are all compared with one another. Leave it out.",
             )
+        frozen = method.contrastive.model.train == "projection"
+        if data.format == "texts" and frozen and method.contrastive.data.view == "dropout":
+            raise NotTrainableError(
+                "invalid_value",
+                "A frozen encoder has no dropout, so the two views of a text would be one. Set "
+                "`method.contrastive.data.view` to deletion or span.",
+            )
+        if method.contrastive.hard_negatives is not None and data.format not in _MINED:
+            raise NotTrainableError(
+                "invalid_value",
+                "`method.contrastive.hard_negatives` are mined for anchors that have answers, in pairs and triplets, "
+                f"and the rows of this file are {data.format}. Leave it out.",
+            )
+
+    def _check_batches(self, data: Prepared, method: Method) -> None:
+        """Raises NoBatchError if no step can be taken on the data."""
         batch_size = method.contrastive.hyperparameters.batch_size
         assert batch_size != "auto"  # noqa: S101 (resolved)
         Mixture([data], batch_size=batch_size, seed=self._job.seed, epochs=1, max_steps=1)
 
-    def _check_overlap(self, training: Prepared, validation: Prepared) -> None:
+    def _check_overlap(self, training: Sequence[Prepared], validation: Prepared) -> None:
         """Raises NotTrainableError if most rows of the validation file are made of training texts."""
         known = rows_in_training(training, validation)
+        where = "training file" if len(training) == 1 else "training files"
         if known > MOST_OF_IT * len(validation):
             raise NotTrainableError(
                 "evaluation_in_training",
-                f"{known} of the validation file's {len(validation)} rows stand in the training file, so its loss "
+                f"{known} of the validation file's {len(validation)} rows stand in the {where}, so its loss "
                 "would measure memory. Take rows that are not trained on.",
             )
         if known:
             self._say(
-                f"{known} of the validation file's {len(validation)} rows stand in the training file; on these its "
+                f"{known} of the validation file's {len(validation)} rows stand in the {where}; on these its "
                 "loss measures memory. Take them out of one of the two.",
                 level="warn",
             )
 
     def _say(self, message: str, *, level: jobs.Level = "info") -> None:
-        with self._database.session_across_teams() as session:
-            jobs.record_preparation(session, self._job.id, message, level=level)
+        _patiently(self._database, lambda session: jobs.record_preparation(session, self._job.id, message, level=level))
 
     def _telling(self, sentence: str) -> Callable[[int], None]:
         """Says now and then, in the job's events, how far it is."""
@@ -195,9 +287,14 @@ class _Preparation:
         return tell
 
     def _is_over(self) -> bool:
-        """Whether the job has been cancelled meanwhile; looked up once a second."""
+        """Whether to stop: the worker does, or the job has been cancelled, which is looked up once a second."""
+        if self._stop.is_set():
+            return True
         if not self._over and time.monotonic() - self._looked >= _LOOK_EVERY_SECONDS:
             self._looked = time.monotonic()
-            with self._database.session_across_teams() as session:
-                self._over = jobs.in_preparation(session, self._job.id) is None
+            try:
+                with self._database.session_across_teams() as session:
+                    self._over = jobs.in_preparation(session, self._job.id) is None
+            except OperationalError as error:  # the next look will tell
+                log.warning("job_not_looked_up", reason=type(error).__name__)
         return self._over

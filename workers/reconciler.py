@@ -8,13 +8,14 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 from types import FrameType
 
 import structlog
 from redis import Redis, RedisError
 from sqlalchemy.exc import OperationalError
 
-from storage import files, jobs, queue, uploads
+from storage import checkpoints, files, jobs, queue, uploads
 from storage.artifacts import ArtifactStore
 from storage.database import Database
 from storage.leadership import Leadership
@@ -30,10 +31,14 @@ _SWEEP_EVERY_SECONDS = 600.0
 class Reconciler:
     """The mending itself; `tick` does all of it once."""
 
-    def __init__(self, database: Database, redis: Redis, artifacts: ArtifactStore) -> None:
+    def __init__(
+        self, database: Database, redis: Redis, artifacts: ArtifactStore, *, derived: tuple[Path, int] | None = None
+    ) -> None:
+        """derived: where the derived data is, and how many bytes of it are kept; None leaves it alone."""
         self._database = database
         self._redis = redis
         self._artifacts = artifacts
+        self._derived = derived
         self._swept = -_SWEEP_EVERY_SECONDS
 
     def tick(self) -> None:
@@ -63,8 +68,10 @@ class Reconciler:
             return
         self._swept = time.monotonic()
         leftovers = self._artifacts.sweep_unfinished() + self._sweep_parts() + self._sweep_files()
+        leftovers += self._sweep_checkpoints()
         if leftovers:
             log.info("leftovers_removed", count=leftovers)
+        self._sweep_derived()
 
     def _sweep_parts(self) -> int:
         """Remove the parts of uploads that have ended: expired, or left behind by who ended them."""
@@ -78,6 +85,11 @@ class Reconciler:
             self._artifacts.delete_parts(upload_id)
         return len(ended)
 
+    def _sweep_checkpoints(self) -> int:
+        """Remove the checkpoints of jobs that have ended, because who ended them was killed."""
+        with self._database.session_across_teams() as session:
+            return checkpoints.sweep(session, self._artifacts)
+
     def _sweep_files(self) -> int:
         """Remove the bytes of files that have no row, because who stored them or deleted the row was killed."""
         old = self._artifacts.old_files()
@@ -87,6 +99,19 @@ class Reconciler:
         for file_id in unknown:
             self._artifacts.delete_file(file_id)
         return len(unknown)
+
+    def _sweep_derived(self) -> None:
+        """Keep the tokenized datasets within their bounds."""
+        if self._derived is None:
+            return
+        try:
+            # Here and not above: it needs numpy, which a machine that only reconciles may lack.
+            from workers.data import derived
+        except ModuleNotFoundError:
+            return
+        removed = derived.sweep(*self._derived)
+        if removed:
+            log.info("derived_data_removed", bytes=removed)
 
 
 def run(reconciler: Reconciler, leadership: Leadership, stop: threading.Event) -> None:
@@ -119,7 +144,13 @@ def main() -> int:
     signal.signal(signal.SIGTERM, ask_to_stop)
     signal.signal(signal.SIGINT, ask_to_stop)
     redis = queue.connect(settings.required_redis_url)
-    run(Reconciler(database, redis, ArtifactStore(settings.artifacts_dir)), Leadership(database), stop)
+    reconciler = Reconciler(
+        database,
+        redis,
+        ArtifactStore(settings.artifacts_dir),
+        derived=(settings.derived_dir, settings.derived_max_bytes),
+    )
+    run(reconciler, Leadership(database), stop)
     return 0
 
 

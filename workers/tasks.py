@@ -10,13 +10,12 @@ from contextlib import contextmanager
 from types import FrameType
 
 import structlog
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from api_schemas.defaults import MODEL
-from api_schemas.errors import LikenessError
-from api_schemas.files import MAX_LISTED_ERRORS
-from storage import files, jobs, queue
+from storage import checkpoints, jobs, queue
 from storage.artifacts import ArtifactStore
+from storage.claims import claimed
 from storage.database import Database
 from storage.processes import start_child, stop_child
 from storage.settings import StorageSettings
@@ -27,7 +26,7 @@ from workers.patience import patiently
 log = structlog.get_logger("likeness.tasks")
 
 _LOOK_EVERY_SECONDS = 0.25
-#: How long a training may take to stop when asked: a step and the end of a write.
+#: How long a training may take to stop when asked: a step and a checkpoint.
 _GRACE_SECONDS = 10.0
 
 
@@ -50,6 +49,7 @@ def train(job_id: str, attempt: int) -> None:
             return
         code = _watch(_start_training(job_id, attempt), Lease(database, job_id, attempt, worker_id), stop)
         _settle(database, job_id, attempt, code, stopping=stop.is_set())
+        _tidy(database, job_id)
 
 
 @contextmanager
@@ -87,7 +87,8 @@ def _watch(training: subprocess.Popen[bytes], lease: Lease, stop: threading.Even
             if stop.is_set():
                 return stop_child(training, sig=signal.SIGTERM, grace_seconds=_GRACE_SECONDS)
         try:
-            lease.keep()
+            if lease.keep():  # to pause; however long its step takes, the lease is kept
+                training.send_signal(signal.SIGTERM)
         except LeaseLostError as lost:
             log.info("lease_over", reason=str(lost))
             stop_child(training, sig=signal.SIGTERM, grace_seconds=_GRACE_SECONDS)
@@ -109,16 +110,23 @@ def _settle(database: Database, job_id: str, attempt: int, code: int, *, stoppin
         log.info("training_ended", exit_code=code)
 
 
+def _tidy(database: Database, job_id: str) -> None:
+    """Remove the checkpoints of a job that has ended, whoever ended it. If it fails, the reconciler does it later."""
+    artifacts = ArtifactStore(StorageSettings().artifacts_dir)
+    try:
+        with database.session_across_teams() as session:
+            checkpoints.remove_if_ended(session, artifacts, job_id)
+    except OperationalError as error:
+        log.warning("checkpoints_left", reason=type(error).__name__)
+
+
 def _settle_running(session: Session, job_id: str, attempt: int, code: int, *, stopping: bool) -> None:
-    if code == exit_codes.INTERRUPTED or stopping:
+    # Killed by SIGTERM: it came before the training process could hear it.
+    if code in (exit_codes.INTERRUPTED, -signal.SIGTERM) or stopping:
         log.info("job_given_back")
-        jobs.requeue(
-            session, job_id, attempt, "The worker is shutting down; the job is queued again and begins at step 0"
-        )
+        jobs.requeue(session, job_id, attempt, "The worker is shutting down")
     elif code == exit_codes.DATABASE_AWAY:
-        jobs.requeue(
-            session, job_id, attempt, "PostgreSQL was away for too long; the job is queued again and begins at step 0"
-        )
+        jobs.requeue(session, job_id, attempt, "PostgreSQL was away for too long")
     elif code < 0:
         name = signal.Signals(-code).name
         jobs.crashed(session, job_id, attempt, f"The training process was killed by {name}")
@@ -136,53 +144,36 @@ def prepare(job_id: str) -> None:
     from workers import preparing
 
     settings = StorageSettings().with_running_servers()
-    with structlog.contextvars.bound_contextvars(job=job_id), _database() as database:
-        preparing.prepare(settings, database, job_id)
+    with (
+        structlog.contextvars.bound_contextvars(job=job_id),
+        _database() as database,
+        _hearing_sigterm() as stop,
+        claimed(database, job_id) as mine,
+    ):
+        if not mine:
+            log.info("delivery_ignored", reason="another worker has the job")
+            return
+        preparing.prepare(settings, database, job_id, stop)
         queue.dispatch_soon(database, queue.connect(settings.required_redis_url))
 
 
 def validate_file(file_id: str) -> None:
     """Read an uploaded file row by row, keep the verdict, and release the jobs that waited for it."""
-    settings = StorageSettings().with_running_servers()
-    with structlog.contextvars.bound_contextvars(file=file_id), _database() as database:
-        try:
-            with database.session_across_teams() as session:
-                filename = files.get(session, file_id).filename
-        except LikenessError:
-            log.info("delivery_ignored", reason="the file is gone")
-            return
-        verdict = _verdict(settings, file_id, filename)
-        with database.session_across_teams() as session:
-            files.record_verdict(session, file_id, verdict)
-            jobs.release_waiting_for(session, file_id)
-        log.info("file_validated", usable=verdict.usable, rows=verdict.rows, refused=verdict.error_count)
-        queue.dispatch_soon(database, queue.connect(settings.required_redis_url))
-
-
-def _verdict(settings: StorageSettings, file_id: str, filename: str) -> files.Verdict:
     # Here for the same reason.
-    from workers.data.inspection import inspect, max_seq_length_of, tokens_of
-    from workers.data.plan import Setting
+    from workers import validating
 
-    measure = tokens_of(MODEL, settings.base_models_dir)
-    setting = Setting(MODEL, max_seq_length_of(MODEL, settings.base_models_dir))
-    try:
-        inspected = inspect(
-            ArtifactStore(settings.artifacts_dir).file(file_id), setting, filename=filename, measure=measure
-        )
-    except FileNotFoundError:
-        gone = "Its bytes are gone from the artifact store; upload it again."
-        return files.Verdict(usable=False, format=None, rows=0, error_count=0, errors=[], summary=gone)
-    found = inspected.found
-    return files.Verdict(
-        usable=found.usable,
-        format=found.format,
-        rows=found.rows,
-        error_count=found.error_count,
-        errors=[error.model_dump() for error in found.errors[:MAX_LISTED_ERRORS]],
-        summary=found.summary,
-        report=inspected.report.model_dump(mode="json"),
-    )
+    settings = StorageSettings().with_running_servers()
+    with (
+        structlog.contextvars.bound_contextvars(file=file_id),
+        _database() as database,
+        _hearing_sigterm() as stop,
+        claimed(database, file_id) as mine,
+    ):
+        if not mine:
+            log.info("delivery_ignored", reason="another worker has the file")
+            return
+        validating.validate(settings, database, file_id, stop)
+        queue.dispatch_soon(database, queue.connect(settings.required_redis_url))
 
 
 @contextmanager

@@ -63,7 +63,9 @@ def _tell(session: Session, workdir: Path, method: dict[str, Any], later: Addres
     look_around(session)
     dataset = make_dataset(session, workdir)
     file_id = upload(session, workdir / "train.jsonl")
-    tuned = train(session, file_id, method)
+    # Given, and not carved out by the server: every pair of train.jsonl is trained on.
+    held_out = upload(session, workdir / "test.jsonl")
+    tuned = train(session, file_id, method, validation_file=held_out)
     before, after = embed_held_out(session, dataset.test, tuned)
     differences = compare(before.places, after.places)
     print_metrics(session.console, differences)

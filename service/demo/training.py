@@ -28,8 +28,8 @@ def make_dataset(session: Session, workdir: Path) -> Dataset:
 
 
 def upload(session: Session, path: Path) -> str:
-    """Upload the training file and wait until the server has read it through."""
-    session.step("Upload it", "POST /v1/files")
+    """Upload a file and wait until the server has read it through."""
+    session.step(f"Upload {path.name}", "POST /v1/files")
     file = session.client.files.create(file=path, purpose="fine-tune")
     session.say(f"{file.id}: {file.bytes:,} bytes; the server checks every row.")
     try:
@@ -42,12 +42,12 @@ def upload(session: Session, path: Path) -> str:
     return str(file.id)
 
 
-def train(session: Session, file_id: str, method: Any) -> str:
+def train(session: Session, file_id: str, method: Any, *, validation_file: str | None = None) -> str:
     """Start a job and follow it to its end: the tuned model's id."""
     session.step("Start a fine-tuning job", "POST /v1/fine_tuning/jobs")
     session.file_id = file_id
     job = session.client.fine_tuning.jobs.create(
-        model=BASE_MODEL, training_file=file_id, method=method, suffix=SUFFIX, seed=0
+        model=BASE_MODEL, training_file=file_id, validation_file=validation_file, method=method, suffix=SUFFIX, seed=0
     )
     session.job_id = job.id
     session.say(f"{job.id} is {job.status}. It pulls a name and its sentence together, all others apart (NT-Xent).")
@@ -59,6 +59,7 @@ def train(session: Session, file_id: str, method: Any) -> str:
     if job.status != "succeeded":
         raise _job_failed(job)
     session.say(f"The new model is {job.fine_tuned_model}", style="green")
+    session.say(f"Its card, with its figures: GET /v1/models/{job.fine_tuned_model}/card")
     return str(job.fine_tuned_model)
 
 

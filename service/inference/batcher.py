@@ -16,9 +16,9 @@ from api_schemas.errors import LikenessError
 
 log = structlog.get_logger(__name__)
 
-Tokens = npt.NDArray[np.int32]
+Tokens = npt.NDArray[np.int32] | npt.NDArray[np.float32]
 Vectors = npt.NDArray[np.float32]
-#: Token ids of n texts, each (length,) → their unit vectors (n, d).
+#: Token ids of n texts, each (length,), or n vectors for an adapter → unit vectors (n, d).
 Embed = Callable[[Sequence[Tokens]], Vectors]
 
 
@@ -28,6 +28,7 @@ class _Waiting:
 
     embed: Embed
     tokens: list[Tokens]
+    costs: list[int]  # of each, in tokens
     answer: "asyncio.Future[Vectors]"
     vectors: list[Any] = field(default_factory=list)
     taken: int = 0  # texts handed to a forward pass
@@ -73,13 +74,16 @@ class Batcher:
         silence = time.monotonic() - self._moved
         return self.is_busy and silence > max(_STUCK_SECONDS, 3 * self._longest_pass)
 
-    async def embed(self, embed: Embed, tokens: list[Tokens]) -> Vectors:
+    async def embed(self, embed: Embed, tokens: Sequence[Tokens], *, costs: list[int] | None = None) -> Vectors:
         """The vectors of a request's texts, (n, d), in order.
+
+        costs: what each takes of the budget, in tokens; by default its length.
 
         Raises LikenessError `rate_limit_exceeded` when too much waits, `model_output_invalid` for NaN, and
         whatever `embed` raises for these texts alone.
         """
-        count = sum(map(len, tokens))
+        costs = [len(each) for each in tokens] if costs is None else costs
+        count = sum(costs)
         if self._queued and self._queued + count > self._most_queued:
             raise LikenessError(
                 "rate_limit_exceeded",
@@ -88,7 +92,7 @@ class Batcher:
             )
         if not self._queued:
             self._moved = time.monotonic()
-        request = _Waiting(embed, tokens, asyncio.get_running_loop().create_future())
+        request = _Waiting(embed, list(tokens), costs, asyncio.get_running_loop().create_future())
         self._queued += count
         self._requests.append(request)
         if self._runner is None or self._runner.done():
@@ -115,7 +119,7 @@ class Batcher:
                 others.append(request)
                 continue
             batch.append((request, request.taken))
-            budget -= len(request.tokens[request.taken])
+            budget -= request.costs[request.taken]
             request.taken += 1
             if request.taken < len(request.tokens):
                 self._requests.append(request)

@@ -4,12 +4,19 @@ import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 import structlog
 
+from api_schemas.errors import LikenessError
+from encoders.loading import AnyEncoder
+from encoders.prompts import UnknownPromptError
+from encoders.text import TextEncoder
+from encoders.vectors import VectorAdapter
 from service.inference.batcher import Batcher
+from service.inference.given_vectors import checked
 from service.inference.pool import EncoderPool
 from service.model_names import NamedModel, base_models
 from service.settings import ServiceSettings
@@ -18,6 +25,9 @@ from storage.artifacts import ArtifactStore
 log = structlog.get_logger(__name__)
 
 _PROBE_SECONDS = 30.0
+#: Numbers of a vector that take as much of the batcher's budget as a token does: a million queued tokens are 256 MB of
+#: vectors then. A pass over them is cheaper than over so many tokens.
+_NUMBERS_A_TOKEN = 64
 
 
 @dataclass(frozen=True)
@@ -43,17 +53,35 @@ class InferenceEngine:
             queued_tokens=settings.queued_tokens,
         )
 
-    async def embed(self, model: NamedModel, texts: Sequence[str]) -> Embedded:
-        """Embed texts with a model. Raises LikenessError as the pool and the batcher do."""
-        encoder = await self._pool.get(model)
+    async def embed(self, model: NamedModel, texts: Sequence[str], *, prompt: str | None = None) -> Embedded:
+        """Embed texts with a model, behind one of its prompts if one is named.
+
+        Raises LikenessError as the pool and the batcher do, and `invalid_value` for a prompt that the model lacks.
+        """
+        encoder = cast(TextEncoder, await self._pool.get(model))
         # Off the event loop: the tokenizer releases the GIL, and long texts take a while.
-        tokenized = await asyncio.to_thread(encoder.tokenize, texts)
+        try:
+            tokenized = await asyncio.to_thread(encoder.tokenize, texts, prompt=prompt)
+        except UnknownPromptError as error:
+            raise LikenessError("invalid_value", f"'input_type': {error}", param="input_type") from error
         vectors = await self._batcher.embed(encoder.embed, [text.ids for text in tokenized])
         return Embedded(
             vectors=vectors,
             tokens=sum(len(text.ids) for text in tokenized),
             truncated=[index for index, text in enumerate(tokenized) if text.untruncated_length > len(text.ids)],
         )
+
+    async def adapt(self, model: NamedModel, vectors: Sequence[Sequence[float]], names: Sequence[str]) -> Embedded:
+        """Embed ready vectors with an adapter; `names` are theirs in the request.
+
+        Raises LikenessError as the pool and the batcher do, and for vectors that the adapter can't take.
+        """
+        encoder = cast(VectorAdapter, await self._pool.get(model))
+        # Off the event loop: a million numbers take a while.
+        rows = await asyncio.to_thread(checked, vectors, encoder.dimension, names)
+        cost = -(-encoder.dimension // _NUMBERS_A_TOKEN)
+        embedded = await self._batcher.embed(encoder.embed, list(rows), costs=[cost] * len(rows))
+        return Embedded(vectors=embedded, tokens=0, truncated=[])
 
     async def probe(self) -> None:
         """Embed a word, to know that it can be done; under load see to it that texts are being embedded.
@@ -68,7 +96,7 @@ class InferenceEngine:
         async with asyncio.timeout(_PROBE_SECONDS):
             # Rather one in memory than a certain one, which would push another out.
             encoder = self._pool.last_used() or await self._pool.get(self._some_base_model())
-            await self._batcher.embed(encoder.embed, [text.ids for text in encoder.tokenize(["ready"])])
+            await self._batcher.embed(encoder.embed, _something_to_embed(encoder))
 
     def _some_base_model(self) -> NamedModel:
         """A base model whose weights are here; if none are, any: loading it says what to install."""
@@ -79,3 +107,9 @@ class InferenceEngine:
     def close(self) -> None:
         """Let the running forward pass end, and no other begin."""
         self._forward.shutdown(wait=True, cancel_futures=True)
+
+
+def _something_to_embed(encoder: AnyEncoder) -> list[npt.NDArray[np.int32]] | list[npt.NDArray[np.float32]]:
+    if isinstance(encoder, VectorAdapter):
+        return [np.ones(encoder.dimension, dtype=np.float32)]
+    return [text.ids for text in encoder.tokenize(["ready"])]

@@ -12,7 +12,7 @@ import torch
 from api_schemas.errors import LikenessError
 from encoders import registry
 from encoders.errors import EncoderError
-from encoders.text import TextEncoder
+from encoders.loading import AnyEncoder, load
 from service.model_names import NamedModel
 from storage.artifacts import ArtifactStore
 
@@ -31,10 +31,10 @@ class EncoderPool:
         self._size = size
         # Ordered by use. A future stands for its encoder from the moment loading begins, so that many requests
         # for a model that isn't there load it once.
-        self._encoders: OrderedDict[str, asyncio.Future[TextEncoder]] = OrderedDict()
+        self._encoders: OrderedDict[str, asyncio.Future[AnyEncoder]] = OrderedDict()
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
 
-    async def get(self, model: NamedModel) -> TextEncoder:
+    async def get(self, model: NamedModel) -> AnyEncoder:
         """The encoder of a model. Raises LikenessError `weights_unavailable` or `artifact_corrupt`."""
         future = self._encoders.get(model.name)
         if future is None:
@@ -46,7 +46,7 @@ class EncoderPool:
         # Shielded: a client that leaves must not stop the loading that others wait for.
         return await asyncio.shield(future)
 
-    def last_used(self) -> TextEncoder | None:
+    def last_used(self) -> AnyEncoder | None:
         """The encoder that was asked for last among those in memory."""
         loaded = (future for future in reversed(self._encoders.values()) if _succeeded(future))
         return next((future.result() for future in loaded), None)
@@ -59,7 +59,7 @@ class EncoderPool:
             return False
         return True
 
-    def _forget_failed(self, name: str, future: "asyncio.Future[TextEncoder]") -> None:
+    def _forget_failed(self, name: str, future: "asyncio.Future[AnyEncoder]") -> None:
         """Whatever went wrong while loading, the next request tries again."""
         if not _succeeded(future) and self._encoders.get(name) is future:
             del self._encoders[name]
@@ -70,10 +70,10 @@ class EncoderPool:
             # Requests that hold the encoder keep it alive until they are answered.
             log.info("encoder_dropped", model=name)
 
-    def _load(self, model: NamedModel) -> TextEncoder:
+    def _load(self, model: NamedModel) -> AnyEncoder:
         try:
             folder = self._folder(model)
-            encoder = TextEncoder.load(folder, device=self._device)
+            encoder = load(folder, model.reads, device=self._device)
         except (EncoderError, OSError) as error:
             log.error("encoder_not_loaded", model=model.name, reason=str(error))
             message = f"{model.name} can't be loaded: {_PATH.sub(_last_part, str(error))}"
@@ -95,5 +95,5 @@ def _last_part(path: re.Match[str]) -> str:
     return path[0].rpartition("/")[2]
 
 
-def _succeeded(future: "asyncio.Future[TextEncoder]") -> bool:
+def _succeeded(future: "asyncio.Future[AnyEncoder]") -> bool:
     return future.done() and not future.cancelled() and future.exception() is None

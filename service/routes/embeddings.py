@@ -1,6 +1,7 @@
-"""/v1/embeddings: texts in, unit vectors out."""
+"""/v1/embeddings: texts, or vectors for an adapter, in; unit vectors out."""
 
 import base64
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
-from api_schemas.embeddings import EmbeddingRequest, EmbeddingResponse, EmbeddingUsage
+from api_schemas.embeddings import EmbeddingRequest, EmbeddingResponse, EmbeddingUsage, Given
 from api_schemas.errors import LikenessError
 from service.inference.engine import Embedded, InferenceEngine
 from service.keys import CallerDep
@@ -34,10 +35,11 @@ EngineDep = Annotated[InferenceEngine, Depends(engine_of)]
 async def create_embeddings(
     request: EmbeddingRequest, http: Request, caller: CallerDep, state: StateDep, engine: EngineDep
 ) -> JSONResponse:
-    """Embed texts. Vectors have length 1, so that a dot product of two is their cosine similarity."""
+    """Embed texts, or vectors with an adapter. What comes out has length 1: dot products are cosine similarities."""
     model = await run_in_threadpool(resolve_model, state, caller.team_id, request.model)
     _check_dimensions(request.dimensions, model)
-    embedded = await while_client_waits(http, engine.embed(model, request.input))
+    embedding = embed(engine, model, request.input, _names(request.input), prompt=request.input_type)
+    embedded = await while_client_waits(http, embedding)
     vectors = shorten(embedded.vectors, request.dimensions)
     # Written without pydantic: it would copy a request's million floats one by one.
     return JSONResponse(
@@ -57,6 +59,53 @@ def resolve_model(state: ServiceState, team_id: str, name: str) -> NamedModel:
     """The model a request names. Raises LikenessError `model_not_found`."""
     with state.database.session(team_id) as session:
         return find_model(session, state.settings, name)
+
+
+async def embed(
+    engine: InferenceEngine,
+    model: NamedModel,
+    inputs: Sequence[Given],
+    names: Sequence[str],
+    *,
+    prompt: str | None = None,
+) -> Embedded:
+    """Embed what the model reads; `names` say where in the request each input is.
+
+    Raises LikenessError `wrong_input` for what it doesn't read, `invalid_value` for a prompt before vectors, and what
+    the engine raises.
+    """
+    if model.reads == "texts":
+        texts = [_text(each, name, model) for each, name in zip(inputs, names, strict=True)]
+        return await engine.embed(model, texts, prompt=prompt)
+    if prompt is not None:
+        message = f"`input_type` is for models that read texts, and {model.name} reads vectors. Leave it out."
+        raise LikenessError("invalid_value", message, param="input_type")
+    if model.dimension is None:
+        message = f"{model.name} is not trained: name an adapter that a job has made of it."
+        raise LikenessError("invalid_value", message, param="model")
+    return await engine.adapt(
+        model, [_vector(each, name, model) for each, name in zip(inputs, names, strict=True)], names
+    )
+
+
+def _text(given: Given, name: str, model: NamedModel) -> str:
+    if isinstance(given, str):
+        return given
+    if all(number >= 0 and float(number).is_integer() for number in given):
+        message = "holds token ids; encoders here have their own tokenizers, so send the texts themselves."
+        raise LikenessError("token_input_unsupported", f"`{name}` {message}", param=name.partition(".")[0])
+    raise LikenessError("wrong_input", f"`{name}` is a vector, and {model.name} reads texts. Send texts.", param=name)
+
+
+def _vector(given: Given, name: str, model: NamedModel) -> list[float]:
+    if not isinstance(given, str):
+        return given
+    message = f"`{name}` is a text, and {model.name} reads vectors of {model.dimension} numbers. Send those."
+    raise LikenessError("wrong_input", message, param=name)
+
+
+def _names(inputs: Sequence[Any]) -> list[str]:
+    return [f"input.{index}" for index in range(len(inputs))] if len(inputs) > 1 else ["input"]
 
 
 def shorten(vectors: npt.NDArray[np.float32], dimensions: int | None) -> npt.NDArray[np.float32]:
@@ -82,7 +131,7 @@ def usage_of(embedded: Embedded) -> EmbeddingUsage:
 
 
 def _check_dimensions(dimensions: int | None, model: NamedModel) -> None:
-    if dimensions is not None and dimensions > model.dimension:
+    if dimensions is not None and model.dimension is not None and dimensions > model.dimension:
         raise LikenessError(
             "out_of_range",
             f"'dimensions' must be at most {model.dimension}, the length of {model.name}'s vectors.",

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from api_schemas.errors import LikenessError
-from api_schemas.files import File
+from api_schemas.files import File, Validation
 from api_schemas.pages import Deleted, Page
 from api_schemas.reports import Report
 from service.errors import BACKEND_AWAY
@@ -180,9 +180,20 @@ def wire_file(row: tables.File) -> File:
         purpose=row.purpose,
         status=row.status,
         status_details=row.status_details,
+        validation=_wire_validation(row),
         sha256=row.sha256,
         format=row.format,
         rows=row.rows,
         error_count=row.error_count or 0,
         errors=row.errors or [],
+    )
+
+
+def _wire_validation(row: tables.File) -> Validation | None:
+    if row.validation_started_at is None:
+        return None
+    return Validation(
+        bytes_read=row.validation_bytes_read or 0,
+        bytes=row.bytes,
+        started_at=int(row.validation_started_at.timestamp()),
     )

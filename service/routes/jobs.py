@@ -3,18 +3,22 @@
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Annotated
 
 import structlog
-from fastapi import APIRouter, Depends, Header, Request
+from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
-from api_schemas.defaults import SMALLEST_BATCH, openai_view, resolve
+from api_schemas.defaults import FEWEST_ROWS_TO_SPLIT, SMALLEST_BATCH, openai_view, resolve
 from api_schemas.errors import ErrorDetail, LikenessError
+from api_schemas.evaluation import Evaluation
+from api_schemas.inputs import wrong_file, wrong_option
 from api_schemas.jobs import (
     ENDED,
+    Checkpoint,
+    CheckpointMetrics,
     Job,
     JobCreate,
     JobEvent,
@@ -28,11 +32,12 @@ from api_schemas.jobs import (
 from api_schemas.pages import Page
 from service.errors import BACKEND_AWAY
 from service.keys import Caller, CallerDep
-from service.model_names import find_model
+from service.model_names import NamedModel, find_model
 from service.routes.paging import After, Limit, page_of
 from service.state import ServiceState, StateDep
 from service.strict_route import StrictRoute
-from storage import files, jobs, queue, tables
+from storage import files, job_files, job_refusals, jobs, queue, tables
+from storage.checkpoints import JobCheckpoints, Summary
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"], route_class=StrictRoute)
 log = structlog.get_logger(__name__)
@@ -40,6 +45,9 @@ log = structlog.get_logger(__name__)
 #: How often a followed job is looked at. Its worker writes at most twice a second.
 _FOLLOW_EVERY_SECONDS = 0.25
 _EVENTS_AT_ONCE = 500
+
+
+MaxPoints = Annotated[int, Query(ge=4, le=100_000, description="At most so many steps are given.")]
 
 
 def existing_job(job_id: str, caller: CallerDep, state: StateDep) -> str:
@@ -51,16 +59,24 @@ def existing_job(job_id: str, caller: CallerDep, state: StateDep) -> str:
 @router.post("")
 def create_job(request: JobCreate, caller: CallerDep, state: StateDep) -> Job:
     """Fine-tune a model on a file. Everything but `model` and `training_file` has a default."""
+    _check_split(request)
     with state.database.session(caller.team_id) as session:
         model = find_model(session, state.settings, request.model)
-        training = _usable(request, files.get(session, request.training_file, param="training_file"), "training_file")
-        validation = None
-        if request.validation_file is not None:
-            row = files.get(session, request.validation_file, param="validation_file")
-            validation = _usable(request, row, "validation_file")
-        _check_batch_size(request, training, validation)
-        _check_files(request, training, validation, model.max_seq_length)
-        created = jobs.create(session, request, training, validation, max_seq_length=model.max_seq_length)
+        _refuse(job_refusals.named_twice(request))
+        read = {param: files.get(session, file_id, param=param) for param, file_id in job_files.named(request).items()}
+        for param, file in read.items():
+            _check_usable(request, file, param)
+        _check_model(request, model, read)
+        _check_batch_size(request, job_files.with_rows(read).values())
+        _check_files(request, read, model.max_seq_length)
+        created = jobs.create(
+            session,
+            request,
+            read["training_file"],
+            read.get("validation_file"),
+            max_seq_length=model.max_seq_length,
+            reads=model.reads,
+        )
         answer = _wire(created)
     queue.dispatch_soon(state.database, state.redis)
     return answer
@@ -88,7 +104,41 @@ def get_job(job_id: str, caller: CallerDep, state: StateDep) -> Job:
 def cancel_job(job_id: str, caller: CallerDep, state: StateDep) -> Job:
     """Cancel a job, in whatever state it is; its worker stops within a step."""
     with state.database.session(caller.team_id) as session:
-        return _wire(jobs.cancel(session, job_id))
+        answer = _wire(jobs.cancel(session, job_id))
+    JobCheckpoints(state.artifacts, job_id).remove_all()
+    return answer
+
+
+@router.post("/{job_id}/pause")
+def pause_job(job_id: str, caller: CallerDep, state: StateDep) -> Job:
+    """Pause a job until it is resumed. One that is `running` stays so until its worker has kept its state and left.
+
+    That takes as long as the step that it is at, and some seconds. Cancelling works in `paused` too.
+    """
+    with state.database.session(caller.team_id) as session:
+        return _wire(jobs.pause(session, job_id))
+
+
+@router.post("/{job_id}/resume")
+def resume_job(job_id: str, caller: CallerDep, state: StateDep) -> Job:
+    """Have a paused job go on from its last checkpoint. Changes nothing for a job that isn't paused."""
+    with state.database.session(caller.team_id) as session:
+        answer = _wire(jobs.resume(session, job_id))
+    queue.dispatch_soon(state.database, state.redis)
+    return answer
+
+
+@router.get("/{job_id}/checkpoints")
+def list_checkpoints(
+    job_id: Annotated[str, Depends(existing_job)], state: StateDep, after: After = None, limit: Limit = 10
+) -> Page[Checkpoint]:
+    """What an unfinished job can go on from, newest first; nothing once it has ended."""
+    found = [_wire_checkpoint(job_id, summary) for summary in JobCheckpoints(state.artifacts, job_id).summaries()]
+    ids = [checkpoint.id for checkpoint in found]
+    # One that is gone meanwhile was older than those that are left.
+    start = 0 if after is None else ids.index(after) + 1 if after in ids else len(ids)
+    rows = found[start : start + limit]
+    return page_of(rows, [row.id for row in rows], has_more=start + limit < len(found))
 
 
 @router.get("/{job_id}/events")
@@ -138,20 +188,70 @@ async def stream_events(
 
 
 @router.get("/{job_id}/metrics")
-def get_metrics(job_id: str, caller: CallerDep, state: StateDep) -> Metrics:
-    """What each training step of the newest attempt measured."""
+def get_metrics(job_id: str, caller: CallerDep, state: StateDep, max_points: MaxPoints = 1000) -> Metrics:
+    """What the training steps measured, and rates over all of them; of a step taken again, the last time counts.
+
+    Of more than `max_points` steps, the first and the last are given, and those of the highest and of the lowest loss
+    of each stretch between them; `summary.steps` says how many there are.
+    """
     with state.database.session(caller.team_id) as session:
-        steps = [StepMetrics(**values) for values in jobs.metrics(session, jobs.get(session, job_id))]
-    return Metrics(data=steps, summary=_summary(steps))
+        job = jobs.get(session, job_id)
+        steps = [StepMetrics(**values) for values in jobs.metrics(session, job, max_points=max_points)]
+        return Metrics(data=steps, summary=MetricsSummary(**jobs.rates(session, job)._asdict()))
 
 
-def _usable(request: JobCreate, file: tables.File, param: str) -> tables.File:
+@router.get("/{job_id}/evaluation")
+def get_evaluation(job_id: str, caller: CallerDep, state: StateDep) -> Evaluation:
+    """The base and the tuned encoder on rows that were not trained on, and how sure the difference is."""
+    with state.database.session(caller.team_id) as session:
+        row = jobs.get(session, job_id)
+        if row.evaluation is None:
+            raise LikenessError("no_evaluation", _reason_for_no_evaluation(row))
+        return Evaluation(**row.evaluation)
+
+
+def _reason_for_no_evaluation(row: tables.Job) -> str:
+    if row.state == "succeeded":
+        return (
+            f"Job {row.id} was not evaluated, for the reason that its events tell: most often its training file has "
+            f"under {FEWEST_ROWS_TO_SPLIT} rows. Create it with a `validation_file`, or with "
+            "`method.contrastive.data.eval_split`."
+        )
+    if row.state in ENDED:
+        return f"Job {row.id} has not come as far as its evaluation; it ended as {row.state}."
+    return f"Job {row.id} is {row.state}; its evaluation is there once it is trained."
+
+
+def _check_split(request: JobCreate) -> None:
+    """Refuse two evaluation splits."""
+    if request.validation_file is not None and request.method.contrastive.data.eval_split not in ("auto", 0):
+        param = "method.contrastive.data.eval_split"
+        message = f"`{param}` must be left out with a `validation_file`, which is what the job is evaluated on."
+        raise LikenessError("invalid_value", message, param=param)
+
+
+def _check_usable(request: JobCreate, file: tables.File, param: str) -> None:
     if file.status == "error" and request.method.contrastive.data.as_uploaded:
         raise LikenessError("file_invalid", f"File {file.id} can't be used: {file.status_details}", param=param)
-    return file
 
 
-def _check_batch_size(request: JobCreate, *files: tables.File | None) -> None:
+def _check_model(request: JobCreate, model: NamedModel, read: Mapping[str, tables.File]) -> None:
+    """Refuse what the model doesn't read."""
+    option = wrong_option(request.method.contrastive, model.reads)
+    if option is not None:
+        param = f"method.contrastive.{option[0]}"
+        raise LikenessError("invalid_value", f"`{param}` {option[1]}", param=param)
+    data = request.method.contrastive.data
+    formats = {name: file.format for name, file in read.items()} if data.as_uploaded else {}
+    if data.format != "auto":
+        formats["method.contrastive.data.format"] = data.format
+    for param, data_format in formats.items():
+        wrong = wrong_file(model.name, model.reads, data_format) if data_format else None
+        if wrong is not None:
+            raise LikenessError("invalid_value", wrong, param=param)
+
+
+def _check_batch_size(request: JobCreate, files: Iterable[tables.File]) -> None:
     """Refuse a batch in which labelled texts can't have a positive and a negative at once."""
     asked = (
         ("method.contrastive.hyperparameters.batch_size", request.method.contrastive.hyperparameters.batch_size),
@@ -159,25 +259,25 @@ def _check_batch_size(request: JobCreate, *files: tables.File | None) -> None:
     )
     # The first that isn't `auto` is the one that counts.
     param, batch_size = next(((name, size) for name, size in asked if size != "auto"), ("", SMALLEST_BATCH))
-    if batch_size < SMALLEST_BATCH and any(file.format == "labels" for file in files if file):
+    if batch_size < SMALLEST_BATCH and any(file.format in ("labels", "vectors") for file in files):
         raise LikenessError(
             "out_of_range",
-            f"`{param}` must be at least {SMALLEST_BATCH} for labelled texts: two labels of two texts each.",
+            f"`{param}` must be at least {SMALLEST_BATCH} for rows with labels: two labels of two rows each.",
             param=param,
         )
 
 
-def _check_files(
-    request: JobCreate, training: tables.File, validation: tables.File | None, max_seq_length: int
-) -> None:
+def _check_files(request: JobCreate, read: Mapping[str, tables.File], max_seq_length: int | None) -> None:
     """Refuse files that can't be used together, or not in batches as they would be."""
-    if not request.method.contrastive.data.as_uploaded:
-        return  # what the files hold when read that way is not known yet
-    method = resolve(request.method, request.hyperparameters, rows=training.rows or 0, max_seq_length=max_seq_length)
-    batch_size = int(method.contrastive.hyperparameters.batch_size)
-    against = files.reason_against(training, validation, batch_size=batch_size)
-    if against is not None:
-        param, code, message = against
+    rows = job_files.training_rows(read)
+    method = resolve(request.method, request.hyperparameters, rows=rows, max_seq_length=max_seq_length).contrastive
+    batch_size = int(method.hyperparameters.batch_size)
+    _refuse(job_refusals.reason_against(read, method.data, batch_size=batch_size))
+
+
+def _refuse(refusal: job_refusals.Refusal | None) -> None:
+    if refusal is not None:
+        param, code, message = refusal
         raise LikenessError(code, message, param=param)
 
 
@@ -192,18 +292,6 @@ def _news(state: ServiceState, caller: Caller, job_id: str, seq: int) -> tuple[l
         job = _wire(jobs.get(session, job_id))
         rows, _ = jobs.events(session, job_id, after_seq=seq, limit=_EVENTS_AT_ONCE, newest_first=False)
         return [_wire_event(row) for row in rows], job
-
-
-def _summary(steps: Sequence[StepMetrics]) -> MetricsSummary:
-    """Rates over all steps together: what was trained on over the seconds it took."""
-    seconds = sum(step.seconds for step in steps)
-    if seconds == 0:
-        return MetricsSummary(steps=len(steps))
-    return MetricsSummary(
-        steps=len(steps),
-        pairs_per_second=sum(step.pairs_per_second * step.seconds for step in steps) / seconds,
-        tokens_per_second=sum(step.tokens_per_second * step.seconds for step in steps) / seconds,
-    )
 
 
 def _seq_of(event_id: str, job: tables.Job) -> int:
@@ -229,16 +317,26 @@ def _wire_event(row: tables.JobEvent) -> JobEvent:
     )
 
 
+def _wire_checkpoint(job_id: str, summary: Summary) -> Checkpoint:
+    return Checkpoint(
+        id=f"ftckpt-{job_id.rpartition('-')[2]}-{summary.step}",
+        created_at=summary.created_at,
+        fine_tuning_job_id=job_id,
+        step_number=summary.step,
+        metrics=CheckpointMetrics(step=summary.step, train_loss=summary.train_loss),
+    )
+
+
 def _wire(row: tables.Job) -> Job:
     method = Method(**row.method)
     openai = OpenAIHyperparameters(**row.openai_hyperparameters) if row.openai_hyperparameters else None
-    progress = Progress(**row.progress) if row.progress and row.state == "running" else None
+    progress = Progress(**row.progress) if row.progress and row.state in ("running", "paused") else None
     return Job(
         id=row.id,
         created_at=int(row.created_at.timestamp()),
         started_at=int(row.started_at.timestamp()) if row.started_at else None,
         finished_at=int(row.finished_at.timestamp()) if row.finished_at else None,
-        estimated_finish=_estimated_finish(progress),
+        estimated_finish=_estimated_finish(progress) if row.state == "running" else None,
         status=row.state,
         attempt=row.attempt,
         model=row.model,

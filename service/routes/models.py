@@ -1,21 +1,26 @@
 """/v1/models: the base encoders and the team's tuned ones."""
 
-from fastapi import APIRouter
+import re
+
+from fastapi import APIRouter, Response
+from fastapi.responses import StreamingResponse
 
 from api_schemas.errors import LikenessError
 from api_schemas.models import Model
 from api_schemas.pages import Deleted, Page
-from service.keys import CallerDep
+from service.keys import Caller, CallerDep
 from service.model_names import NamedModel, base_models, find_model
 from service.routes.paging import page_of
-from service.state import StateDep
+from service.state import ServiceState, StateDep
 from service.strict_route import StrictRoute
 from storage import models, tables
+from storage.archives import Archive
 
 router = APIRouter(prefix="/v1/models", tags=["models"], route_class=StrictRoute)
 
 # Base models came with the installation, at no particular time.
 _NO_TIME = 0
+_TAR = "application/x-tar"
 
 
 @router.get("")
@@ -26,6 +31,26 @@ def list_models(caller: CallerDep, state: StateDep) -> Page[Model]:
     bases = base_models(state.settings.base_models_dir).values()
     listed = [*tuned, *map(_base, bases)]
     return page_of(listed, [model.id for model in listed], has_more=False)
+
+
+# Before the route of a model itself, whose name may hold any `/`.
+@router.get("/{model:path}/card", response_class=Response, responses={200: {"content": {"text/markdown": {}}}})
+def get_card(model: str, caller: CallerDep, state: StateDep) -> Response:
+    """The model card in Markdown: data, configuration, figures with their intervals, limits and licence."""
+    artifact = _artifact(model, caller, state)
+    try:
+        return Response(state.artifacts.card(artifact), media_type="text/markdown; charset=utf-8")
+    except FileNotFoundError as gone:
+        raise LikenessError("not_found", f"The model {model!r} has no card.", param="model") from gone
+
+
+@router.get("/{model:path}/download", response_class=StreamingResponse, responses={200: {"content": {_TAR: {}}}})
+def download_model(model: str, caller: CallerDep, state: StateDep) -> StreamingResponse:
+    """A tar of the model's folder; unpacked, it opens in SentenceTransformer. Checked against its checksums before."""
+    archive = Archive.of_folder(state.artifacts.verify_model(_artifact(model, caller, state)))
+    filename = re.sub(r"[^A-Za-z0-9._-]+", "-", model)
+    headers = {"Content-Length": str(archive.size), "Content-Disposition": f'attachment; filename="{filename}.tar"'}
+    return StreamingResponse(archive.chunks(), media_type=_TAR, headers=headers)
 
 
 @router.get("/{model:path}")
@@ -49,6 +74,19 @@ def delete_model(model: str, caller: CallerDep, state: StateDep) -> Deleted:
     return Deleted(id=model, object="model")
 
 
+def _artifact(model: str, caller: Caller, state: ServiceState) -> str:
+    """The folder of a tuned model, by name. Raises LikenessError `model_not_found`."""
+    with state.database.session(caller.team_id) as session:
+        found = find_model(session, state.settings, model)
+    if found.artifact is None:
+        raise LikenessError(
+            "model_not_found",
+            f"{model!r} is a base model, which this service did not make; it has cards and downloads of tuned models.",
+            param="model",
+        )
+    return found.artifact
+
+
 def _base(base: NamedModel) -> Model:
     return Model(
         id=base.name,
@@ -56,6 +94,7 @@ def _base(base: NamedModel) -> Model:
         owned_by="likeness",
         kind="base",
         base_model=base.name,
+        reads=base.reads,
         dimension=base.dimension,
         max_seq_length=base.max_seq_length,
         weights_sha256=base.weights_sha256,
@@ -69,9 +108,11 @@ def _tuned(row: tables.Model) -> Model:
         owned_by=row.team_id,
         kind="fine_tuned",
         base_model=row.base_model,
+        reads=row.reads,
         dimension=row.dimension,
         max_seq_length=row.max_seq_length,
         weights_sha256=row.weights_sha256,
         fine_tuning_job=row.job_id,
         training_file=row.training_file,
+        evaluation_split=row.evaluation_split,
     )

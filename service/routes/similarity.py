@@ -1,14 +1,17 @@
-"""/v1/similarity: how alike texts are under a model."""
+"""/v1/similarity: how alike texts are under a model, or vectors under an adapter."""
+
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 
+from api_schemas.embeddings import Given
 from api_schemas.similarity import SimilarityRequest, SimilarityResponse, SimilarityScore
 from service.keys import CallerDep
 from service.presence import while_client_waits
-from service.routes.embeddings import EngineDep, resolve_model, usage_of
+from service.routes.embeddings import EngineDep, embed, resolve_model, usage_of
 from service.state import StateDep
 from service.strict_route import StrictRoute
 
@@ -21,16 +24,21 @@ async def compare(
 ) -> SimilarityResponse:
     """Cosine similarity of pairs of texts, or of a query and documents, the nearest first."""
     model = await run_in_threadpool(resolve_model, state, caller.team_id, request.model)
-    embedded = await while_client_waits(http, engine.embed(model, _texts(request)))
+    embedded = await while_client_waits(http, embed(engine, model, *_inputs(request)))
     scores = _scores_of_pairs(embedded.vectors) if request.pairs else _ranked(embedded.vectors, request.top_k)
     return SimilarityResponse(data=scores, model=request.model, usage=usage_of(embedded))
 
 
-def _texts(request: SimilarityRequest) -> list[str]:
-    """All texts of a request in one list: the pairs one after the other, or the query and then the documents."""
-    if request.pairs is not None:
-        return [text for pair in request.pairs for text in pair]
-    return [request.query or "", *(request.documents or [])]
+def _inputs(request: SimilarityRequest) -> tuple[list[Given], list[str]]:
+    """All inputs of a request, and their names in it: pair by pair, or the query and then the documents."""
+    named: dict[str, Given] = {}
+    for row, pair in enumerate(request.pairs or []):
+        named |= {f"pairs.{row}.{side}": given for side, given in enumerate(pair)}
+    if request.query is not None:
+        named["query"] = request.query
+    documents: Sequence[Given] = request.documents or []
+    named |= {f"documents.{row}": given for row, given in enumerate(documents)}
+    return list(named.values()), list(named)
 
 
 def _scores_of_pairs(vectors: npt.NDArray[np.float32]) -> list[SimilarityScore]:

@@ -35,6 +35,6 @@ def test_gradients_are_those_of_transformers(tiny: TextEncoder, tiny_folder: Pat
     F.mse_loss((hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True), target).backward()
 
     gradients = {name: parameter.grad for name, parameter in peer.named_parameters()}
-    assert gradients.keys() == {name for name, _ in tiny.bert.named_parameters()}
-    for name, parameter in tiny.bert.named_parameters():
+    assert gradients.keys() == {name for name, _ in tiny.transformer.named_parameters()}
+    for name, parameter in tiny.transformer.named_parameters():
         torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-6, msg=name)

@@ -81,7 +81,7 @@ def test_other_users_may_read_the_files(tiny: TextEncoder, tiny_folder: Path, tm
 
 def test_a_model_that_could_not_be_loaded_is_not_written(tiny: TextEncoder, tiny_folder: Path, tmp_path: Path) -> None:
     with torch.no_grad():
-        tiny.bert.embeddings.word_embeddings.weight[5] = torch.nan
+        tiny.transformer.embeddings.word_embeddings.weight[5] = torch.nan
     with pytest.raises(NonFiniteWeightsError):
         save(tiny, tmp_path / "tuned", base_folder=tiny_folder)
     assert not (tmp_path / "tuned").exists()

@@ -32,7 +32,7 @@ def test_published_and_tiny_folders_pass(minilm_folder: Path, tiny_folder: Path)
 
 @pytest.mark.parametrize(
     "name",
-    ["pytorch_model.bin", "model.pt", "tokens.pkl", "modeling.py", "2_Dense/config.json", "onnx/model.onnx"],
+    ["pytorch_model.bin", "model.pt", "tokens.pkl", "modeling.py", "4_Dense/config.json", "onnx/model.bin"],
 )
 def test_an_unknown_file_is_named(tiny_folder: Path, name: str) -> None:
     (tiny_folder / name).parent.mkdir(exist_ok=True)
@@ -53,7 +53,7 @@ def test_a_linked_folder_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
         check_folder(tmp_path / "link")
 
 
-@pytest.mark.parametrize("name", ["modules.json", "config.json", "tokenizer.json", "model.safetensors"])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors", "1_Pooling/config.json"])
 def test_a_missing_file_is_named(tiny_folder: Path, name: str) -> None:
     (tiny_folder / name).unlink()
     with pytest.raises(UnsafeFolderError, match=f"{name} is missing"):

@@ -151,8 +151,6 @@ def test_weights_that_are_no_numbers_are_refused(tiny_folder: Path, value: float
 @pytest.mark.parametrize(
     "change",
     [
-        {"model_type": "mpnet"},
-        {"hidden_act": "relu"},
         {"position_embedding_type": "relative_key"},
         {"is_decoder": True},
     ],

@@ -110,6 +110,18 @@ def test_metrics_have_every_step_and_rates_over_all(
     assert min(rates) <= metrics["summary"]["tokens_per_second"] <= max(rates)
 
 
+def test_fewer_points_than_steps_can_be_asked_for(
+    shared: Installation, followed: tuple[Any, list[tuple[str, Any]]]
+) -> None:
+    job, _ = followed
+    metrics = shared.request("GET", f"{JOBS}/{job.id}/metrics?max_points=4").json()
+    assert metrics["summary"]["steps"] == STEPS
+    assert [metrics["data"][0]["step"], metrics["data"][-1]["step"]] == [1, STEPS]
+    assert len(metrics["data"]) <= 4
+    refused = shared.request("GET", f"{JOBS}/{job.id}/metrics?max_points=3")
+    assert refused.json()["error"]["code"] == "out_of_range"
+
+
 def test_a_job_that_has_not_begun_has_no_metrics(shared: Installation, pairs_file: str) -> None:
     job = shared.create_job(pairs_file)
     shared.openai.fine_tuning.jobs.cancel(job.id)

@@ -185,6 +185,23 @@ def test_a_job_that_ended_is_not_cancelled(client: OpenAI, trained: Any) -> None
     assert client.fine_tuning.jobs.retrieve(trained.id).status == "succeeded"
 
 
+def test_a_job_is_paused_and_resumed(shared: Installation, client: OpenAI, pairs_file: str) -> None:
+    jobs = client.fine_tuning.jobs
+    job = shared.create_job(pairs_file)
+    for _ in range(2):
+        assert jobs.pause(job.id).status == "paused"
+    assert shared.train(job).status == "paused"
+    assert list(jobs.checkpoints.list(job.id)) == []
+    assert jobs.resume(job.id).status == "queued"
+    again = jobs.resume(job.id)
+    assert (again.status, again.attempt) == ("queued", 2)
+    assert jobs.cancel(job.id).status == "cancelled"
+    for action in (jobs.pause, jobs.resume):
+        with pytest.raises(openai.ConflictError) as refusal:
+            action(job.id)
+        assert refusal.value.code == "job_already_ended"
+
+
 @pytest.mark.parametrize("limit", [1, 2, 100])
 def test_events_come_newest_first_over_pages_without_gap_or_repeat(client: OpenAI, trained: Any, limit: int) -> None:
     events = list(client.fine_tuning.jobs.list_events(trained.id, limit=limit))

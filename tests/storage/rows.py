@@ -79,6 +79,8 @@ def add_job(database: Database, state: str = "queued", *, team: str = TEAM, **re
             jobs.fail(session, job_id, 1, "out_of_memory", "Memory ran out.")
         elif state == "cancelled":
             jobs.cancel(session, job_id)
+        elif state == "paused":
+            jobs.pause(session, job_id)
     return job_id
 
 

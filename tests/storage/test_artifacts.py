@@ -30,7 +30,8 @@ def published(store: ArtifactStore) -> Path:
 
 def contents(root: Path) -> set[str]:
     """The files and folders below a store, but for its own folders."""
-    return {str(path.relative_to(root)) for path in root.rglob("*")} - {"files", "parts", "models", "unfinished"}
+    own = {"files", "parts", "models", "checkpoints", "unfinished"}
+    return {str(path.relative_to(root)) for path in root.rglob("*")} - own
 
 
 async def stream(*chunks: bytes, then: Exception | None = None) -> AsyncIterator[bytes]:

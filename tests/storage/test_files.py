@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from api_schemas.errors import LikenessError
@@ -62,10 +64,13 @@ def test_another_teams_file_can_neither_be_read_nor_deleted(database: Database) 
 
 
 @pytest.mark.parametrize("state", ["validating_files", "queued", "running"])
-@pytest.mark.parametrize("role", ["training_file", "validation_file"])
+@pytest.mark.parametrize("role", ["training_file", "validation_file", "additional_training_files"])
 def test_a_file_that_a_job_reads_is_kept(database: Database, state: str, role: str) -> None:
     file_id = add_file(database, verdict=None if state == "validating_files" else USABLE)
-    add_job(database, state, **{"training_file": add_file(database), role: file_id})
+    named: dict[str, Any] = {role: file_id}
+    if role == "additional_training_files":
+        named = {"method": {"contrastive": {"data": {role: [add_file(database), file_id]}}}}
+    add_job(database, state, **{"training_file": add_file(database), **named})
 
     with pytest.raises(LikenessError) as refusal, database.session(TEAM) as session:
         files.delete(session, file_id)

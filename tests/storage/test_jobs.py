@@ -29,7 +29,7 @@ from tests.storage.rows import (
     succeed,
 )
 
-STATES = ("validating_files", "queued", "running", "succeeded", "failed", "cancelled")
+STATES = ("validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled")
 STEP = {"step": 1, "loss": 0.5}
 
 Action = Callable[[Session, str], object]
@@ -48,12 +48,13 @@ WRITES: dict[str, Action] = {
     "failure": lambda session, job_id: jobs.fail(session, job_id, 1, "out_of_memory", "Memory ran out."),
     "requeue": lambda session, job_id: jobs.requeue(session, job_id, 1, "The worker is shutting down"),
     "crash": lambda session, job_id: jobs.crashed(session, job_id, 1, "The process was killed"),
+    "pause": lambda session, job_id: jobs.pause_running(session, job_id, 1, "The disk is full"),
 }
 
 #: The state that each of them leads to from `running`.
 LEADS_TO = {
     "event": "running", "metrics": "running", "renewal": "running", "success": "succeeded", "failure": "failed",
-    "requeue": "queued", "crash": "queued",
+    "requeue": "queued", "crash": "queued", "pause": "paused",
 }  # fmt: skip
 
 
@@ -125,7 +126,7 @@ def test_a_job_that_nobody_knows_does_not_start(database: Database) -> None:
         assert jobs.start(session, "ftjob-unknown", 1, "worker-1") is None
 
 
-@pytest.mark.parametrize("state", ["validating_files", "queued", "running", "cancelled"])
+@pytest.mark.parametrize("state", ["validating_files", "queued", "running", "paused", "cancelled"])
 def test_a_job_that_has_not_ended_can_be_cancelled(database: Database, state: str) -> None:
     job_id = add_job(database, state)
 
@@ -150,11 +151,11 @@ def test_a_job_that_has_ended_stays_as_it_is(database: Database, state: str) -> 
     assert snapshot(database, job_id) == before
 
 
-def test_another_teams_job_can_neither_be_read_nor_cancelled(database: Database) -> None:
+def test_another_teams_job_can_neither_be_read_nor_moved(database: Database) -> None:
     add_team(database)
     job_id = add_job(database)
 
-    for action in (jobs.get, jobs.cancel):
+    for action in (jobs.get, jobs.cancel, jobs.pause, jobs.resume):
         with pytest.raises(LikenessError) as refusal, database.session(OTHER_TEAM) as session:
             action(session, job_id)
         assert refusal.value.code == "not_found"
@@ -180,6 +181,117 @@ def test_a_failure_keeps_its_reason(database: Database) -> None:
 
     assert job.error is not None
     assert (job.error["code"], job.error["message"]) == ("out_of_memory", "Memory ran out.")
+
+
+# --- pausing ---
+
+
+@pytest.mark.parametrize("state", ["validating_files", "queued"])
+def test_a_job_without_a_worker_pauses_at_once_and_goes_on_where_it_was(database: Database, state: str) -> None:
+    job_id = add_job(database, state)
+
+    for _ in range(2):
+        with database.session(TEAM) as session:
+            assert jobs.pause(session, job_id).state == "paused"
+    assert is_paused_for_everybody(database, job_id)
+    for _ in range(2):
+        with database.session(TEAM) as session:
+            assert jobs.resume(session, job_id).state == state
+
+    messages = [event.message.partition(".")[0] for event in events_of(database, job_id)]
+    assert messages.count("Job paused") == 1
+    assert sum(message.startswith("Job resumed") for message in messages) == 1
+
+
+def is_paused_for_everybody(database: Database, job_id: str) -> bool:
+    with database.session_across_teams() as session:
+        assert jobs.rescue_expired(session) == 0
+        return (
+            jobs.start(session, job_id, 1, "worker-1") is None
+            and jobs.queued(session) == []
+            and jobs.waiting_for_preparation(session) == []
+        )
+
+
+def test_a_job_resumed_after_its_files_were_validated_is_prepared(database: Database) -> None:
+    file_id = add_file(database, verdict=None)
+    job_id = add_job(database, "validating_files", training_file=file_id)
+    with database.session(TEAM) as session:
+        jobs.pause(session, job_id)
+    with database.session_across_teams() as session:
+        files.record_verdict(session, file_id, USABLE)
+        jobs.release_waiting_for(session, file_id)
+    assert not is_in_preparation(database, job_id)
+
+    with database.session(TEAM) as session:
+        jobs.resume(session, job_id)
+
+    assert is_in_preparation(database, job_id)
+
+
+def test_a_job_paused_in_preparation_is_prepared_again(database: Database) -> None:
+    job_id = add_job(database, "validating_files", training_file=add_file(database))
+    assert is_in_preparation(database, job_id)
+    with database.session(TEAM) as session:
+        jobs.pause(session, job_id)
+    prepare(database, job_id)  # too late
+    assert job_of(database, job_id).state == "paused"
+
+    with database.session(TEAM) as session:
+        jobs.resume(session, job_id)
+
+    assert is_in_preparation(database, job_id)
+    with database.session_across_teams() as session:
+        tasks = session.scalars(select(OutboxMessage.task).order_by(OutboxMessage.id)).all()
+    assert [task for task in tasks if task == "workers.tasks.prepare"] == ["workers.tasks.prepare"] * 2
+
+
+@pytest.mark.parametrize("end", ["requeue", "crash", "lease"])
+def test_a_running_job_pauses_when_its_attempt_ends_however_that_is(database: Database, end: str) -> None:
+    job_id = add_job(database, "running")
+    with database.session(TEAM) as session:
+        assert jobs.pause(session, job_id).state == "running"
+    with database.session_across_teams() as session:
+        assert jobs.renew(session, job_id, 1, "worker-1"), "the worker is told with the lease"
+
+    if end == "lease":
+        expire_lease(database, job_id)
+    with database.session_across_teams() as session:
+        if end == "lease":
+            jobs.rescue_expired(session)
+        else:
+            WRITES[end](session, job_id)
+
+    paused = job_of(database, job_id)
+    assert (paused.state, paused.pause_asked, paused.lease_expires_at) == ("paused", False, None)
+    with database.session(TEAM) as session:
+        resumed = jobs.resume(session, job_id)
+    assert (resumed.state, resumed.attempt) == ("queued", 2)
+
+
+def test_a_pause_that_was_only_asked_for_can_be_taken_back(database: Database) -> None:
+    job_id = add_job(database, "running")
+    with database.session(TEAM) as session:
+        jobs.pause(session, job_id)
+        jobs.resume(session, job_id)
+
+    with database.session_across_teams() as session:
+        assert not jobs.renew(session, job_id, 1, "worker-1")
+        jobs.requeue(session, job_id, 1, "The worker is shutting down")
+    assert job_of(database, job_id).state == "queued"
+
+
+@pytest.mark.parametrize("state", sorted(ENDED))
+@pytest.mark.parametrize("action", [jobs.pause, jobs.resume])
+def test_a_job_that_has_ended_can_neither_be_paused_nor_resumed(database: Database, state: str, action: Any) -> None:
+    job_id = add_job(database, state)
+    before = snapshot(database, job_id)
+
+    with pytest.raises(LikenessError) as refusal, database.session(TEAM) as session:
+        action(session, job_id)
+
+    assert refusal.value.code == "job_already_ended"
+    assert snapshot(database, job_id) == before
 
 
 # --- events ---
@@ -237,21 +349,48 @@ def test_steps_written_twice_are_there_once_with_one_event(database: Database) -
             record_step(session, job_id)
 
     with database.session(TEAM) as session:
-        assert jobs.metrics(session, jobs.get(session, job_id)) == [STEP]
+        assert jobs.metrics(session, jobs.get(session, job_id), max_points=1000) == [STEP]
     assert [event.type for event in events_of(database, job_id)].count("metrics") == 1
 
 
-def test_metrics_are_those_of_the_newest_attempt(database: Database) -> None:
+def test_of_many_steps_the_ends_and_the_extremes_are_given_and_all_are_counted(database: Database) -> None:
     job_id = add_job(database, "running")
+    losses = [2.0 + (step * 37 % 101) / 101 for step in range(1, 501)]
+    losses[122], losses[345] = 9.0, 0.5
+    steps = [
+        {**STEP, "step": step, "loss": loss, "seconds": 0.5, "pairs_per_second": 4.0 * (1 + step % 2)}
+        for step, loss in enumerate(losses, start=1)
+    ]
     with database.session_across_teams() as session:
-        record_step(session, job_id)
-        jobs.requeue(session, job_id, 1, "Again")
-    with database.session_across_teams() as session:
-        jobs.start(session, job_id, 2, "worker-2")
+        jobs.record_steps(session, job_id, 1, steps, progress={}, message="Steps", news={})
 
     with database.session(TEAM) as session:
-        assert jobs.metrics(session, jobs.get(session, job_id)) == []
-    assert job_of(database, job_id).progress is None
+        job = jobs.get(session, job_id)
+        chosen = jobs.metrics(session, job, max_points=20)
+        assert len(jobs.metrics(session, job, max_points=500)) == 500
+        assert jobs.rates(session, job)[:2] == (500, 6.0)
+    numbers = [step["step"] for step in chosen]
+    assert numbers == sorted(set(numbers))
+    assert 10 <= len(numbers) <= 20
+    assert {1, 123, 346, 500} <= set(numbers)
+
+
+def test_a_step_that_several_attempts_took_is_measured_by_the_newest(database: Database) -> None:
+    job_id = add_job(database, "running")
+    first, second, again = {"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.4}, {"step": 2, "loss": 0.3}
+
+    def record_steps(session: Session, attempt: int, *steps: dict[str, Any]) -> None:
+        jobs.record_steps(session, job_id, attempt, steps, progress={}, message="", news={})
+
+    with database.session_across_teams() as session:
+        record_steps(session, 1, first, second)
+        jobs.requeue(session, job_id, 1, "The worker is shutting down")
+    with database.session_across_teams() as session:
+        jobs.start(session, job_id, 2, "worker-2")
+        record_steps(session, 2, again)
+
+    with database.session(TEAM) as session:
+        assert jobs.metrics(session, jobs.get(session, job_id), max_points=1000) == [first, again]
 
 
 def test_events_can_be_read_in_pages_from_both_ends(database: Database) -> None:
@@ -367,7 +506,9 @@ def test_a_job_on_validated_files_is_prepared_at_once_and_then_queued(database: 
     prepare(database, job_id)
     job = job_of(database, job_id)
     assert (job.state, job.attempt) == ("queued", 1)
-    assert "auto" not in {*job.method["contrastive"]["hyperparameters"].values()}
+    hyperparameters = job.method["contrastive"]["hyperparameters"]
+    # What the trainer resolves: it takes the encoder on its machine.
+    assert {name for name, value in hyperparameters.items() if value == "auto"} == {"micro_batch_size", "precision"}
     assert not is_in_preparation(database, job_id)
 
 

@@ -1,5 +1,8 @@
 """Following a job from outside while a worker trains it."""
 
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tests.installation import PAIRS, Installation
@@ -31,3 +34,22 @@ def until_training(installation: Installation, job_id: str) -> None:
         return job["progress"] is not None
 
     until(has_progress)
+
+
+@contextmanager
+def meanwhile(act: Callable[[], object]) -> Iterator[None]:
+    """Do something while the block runs."""
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            act()
+        except BaseException as failure:
+            failures.append(failure)
+            raise
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    yield
+    thread.join()
+    assert failures == []

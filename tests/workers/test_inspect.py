@@ -7,9 +7,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from api_schemas.defaults import ADAPTER_LEARNING_RATE
 from api_schemas.reports import Report
 from tests import command_line
 from tests.encoders.tiny_encoder import write_tiny_encoder
@@ -29,7 +31,7 @@ def inspect(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProce
     )
 
 
-def write(path: Path, rows: list[dict[str, str]] = PAIRS) -> str:
+def write(path: Path, rows: list[dict[str, Any]] = PAIRS) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path.name
 
@@ -84,6 +86,29 @@ def test_an_evaluation_file_is_compared(tmp_path: Path) -> None:
     assert "The evaluation file is the training file" in done.stdout
 
 
+def test_a_relevance_file_is_told_with_its_texts(tmp_path: Path) -> None:
+    write(tmp_path / "corpus.jsonl", [{"_id": f"d{n}", "text": f"answer {n}"} for n in range(60)])
+    write(tmp_path / "queries.jsonl", [{"_id": f"q{n}", "text": f"question {n}"} for n in range(60)])
+    for name, numbers in {"train.tsv": range(50), "test.tsv": range(49, 60)}.items():
+        rows = ["query-id\tcorpus-id\tscore", *(f"q{n}\td{n}\t1" for n in numbers)]
+        (tmp_path / name).write_text("\n".join(rows))
+    texts = ("--corpus", "corpus.jsonl", "--queries", "queries.jsonl")
+
+    done = inspect("train.tsv", *texts, "--evaluation", "test.tsv", "--no-probe", "--json", cwd=tmp_path)
+
+    report = Report(**json.loads(done.stdout))
+    assert (done.returncode, report.format, report.rows, report.verdict.usable) == (0, "pairs", 50, True)
+    assert report.overlap is not None
+    assert (report.overlap.rows, report.overlap.rows_in_training) == (11, 1)
+    assert report.training is not None
+    assert report.token_lengths is not None
+
+    alone = inspect("train.tsv", "--no-probe", cwd=tmp_path)
+    assert alone.returncode == 1
+    assert alone.stdout.startswith("train.tsv  50 rows of relevance judgements")
+    assert "--corpus and --queries" in alone.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -92,10 +117,14 @@ def test_an_evaluation_file_is_compared(tmp_path: Path) -> None:
         (["/dev/null"], "is no regular file"),
         (["rows.jsonl", "--evaluation", "gone.jsonl"], "There is no file 'gone.jsonl'."),
         (["rows.jsonl", "--model", "nobody/knows"], "There is no base model 'nobody/knows'."),
+        (["rows.jsonl", "--model", "adapter"], "The file holds texts, and adapter reads vectors."),
         (["rows.jsonl", "--format", "poems"], "--format must be one of"),
         (["rows.jsonl", "--column", "anchor"], "must be ROLE=NAME, such as anchor=title."),
         (["rows.jsonl", "--column", "anchor=a", "--column", "anchor=b"], "names 'anchor' twice"),
         (["rows.jsonl", "--column", "[/bold]=a"], "'[/bold]'"),
+        (["rows.jsonl", "--corpus", "rows.jsonl"], "--corpus and --queries go together"),
+        (["rows.jsonl", "--corpus", "gone.jsonl", "--queries", "rows.jsonl"], "There is no file 'gone.jsonl'."),
+        (["rows.jsonl", "--corpus", "rows.jsonl", "--queries", "rows.jsonl", "--format", "pairs"], "leave them out"),
     ],
 )
 def test_what_cannot_be_answered_is_one_line_and_no_traceback(tmp_path: Path, arguments: list[str], says: str) -> None:
@@ -121,3 +150,14 @@ def test_what_a_file_says_cannot_steer_the_terminal(tmp_path: Path) -> None:
     assert "\x1b" not in done.stdout
     assert "\x07" not in done.stdout
     assert "[bold]b" in done.stdout
+
+
+def test_a_file_of_vectors_would_train_an_adapter_which_is_measured(tmp_path: Path) -> None:
+    rows = [{"anchor_vector": [n, 1.0], "positive_vector": [n, 2.0]} for n in range(40)]
+    done = inspect(write(tmp_path / "vectors.jsonl", rows), "--json", cwd=tmp_path)
+    report = Report(**json.loads(done.stdout))
+    assert report.training is not None
+    assert (report.training.model, report.training.max_seq_length) == ("adapter", None)
+    assert report.training.learning_rate == ADAPTER_LEARNING_RATE
+    assert report.estimate is not None, report.estimate_missing
+    assert report.estimate.seconds_per_step > 0

@@ -13,7 +13,6 @@ from workers import tasks
 LABELLED = [{"text": f"the word {word} and {number}", "label": word} for word in "abcde" for number in range(6)]
 RENAMED = [{"title": row["anchor"], "body": row["positive"]} for row in PAIRS]
 PLAIN = [{"text": f"{row['anchor']}, and then {row['positive']}"} for row in PAIRS]
-VECTORS = [{"vector": [number, 1.0, 2.0], "label": number % 4} for number in range(20)]
 COLUMNS = {"columns": {"anchor": "title", "positive": "body"}}
 
 
@@ -55,7 +54,6 @@ def test_every_form_of_text_trains(shared: Installation, rows: list[dict[str, An
         ),
         pytest.param(PAIRS, {"columns": {"query": "anchor"}}, {}, "invalid_value", "columns must name", id="no role"),
         pytest.param(LABELLED, {}, {"symmetric": False}, "invalid_value", "Leave it out", id="a direction of labels"),
-        pytest.param(VECTORS, {}, {}, "invalid_value", "the model reads texts", id="vectors for a text encoder"),
     ],
 )
 def test_what_cannot_be_trained_fails_before_it_is_queued(

@@ -29,6 +29,18 @@ def reconciler(database: Database, redis: Redis, tmp_path: Path) -> Reconciler:
     return Reconciler(database, redis, ArtifactStore(tmp_path))
 
 
+def test_derived_data_is_kept_within_its_bounds(database: Database, redis: Redis, tmp_path: Path) -> None:
+    derived = tmp_path / "derived"
+    for age, name in enumerate(["new", "old"]):
+        (derived / name).mkdir(parents=True)
+        (derived / name / "manifest.json").write_bytes(b"x" * 600)
+        os.utime(derived / name / "manifest.json", (10**9 - age, 10**9 - age))
+
+    Reconciler(database, redis, ArtifactStore(tmp_path), derived=(derived, 1000)).tick()
+
+    assert [path.name for path in derived.iterdir()] == ["new"]
+
+
 def waiting(redis: Redis, name: str) -> list[str]:
     return [task.decode() for task in redis.lrange(f"rq:queue:{name}", 0, -1)]
 
@@ -63,7 +75,7 @@ def test_what_is_in_the_queue_is_not_enqueued_twice(database: Database, redis: R
     assert waiting(redis, "gpu") == [f"train-{job_id}-1"]
 
 
-@pytest.mark.parametrize("state", ["validating_files", "running", "succeeded", "failed", "cancelled"])
+@pytest.mark.parametrize("state", ["validating_files", "running", "paused", "succeeded", "failed", "cancelled"])
 def test_a_job_that_is_not_queued_is_not_enqueued(
     database: Database, redis: Redis, reconciler: Reconciler, state: str
 ) -> None:
@@ -114,6 +126,19 @@ def test_parts_of_uploads_that_have_ended_are_removed(database: Database, redis:
     assert [path.name for path in (tmp_path / "parts").iterdir()] == [names["pending"]]
     with database.session_across_teams() as session:
         assert uploads.get(session, names["expired"]).status == "expired"
+
+
+def test_checkpoints_of_jobs_that_have_ended_are_removed(database: Database, redis: Redis, tmp_path: Path) -> None:
+    names = {state: add_job(database, state) for state in ("queued", "running", "paused", "succeeded", "cancelled")}
+    for job_id in [*names.values(), "ftjob-unknown"]:
+        (tmp_path / "checkpoints" / job_id / "3").mkdir(parents=True)
+    (tmp_path / "unfinished" / f"checkpoint-{names['succeeded']}-4-00").mkdir(parents=True)
+
+    Reconciler(database, redis, ArtifactStore(tmp_path)).tick()
+
+    left = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert left == {names[state] for state in ("queued", "running", "paused")}
+    assert not list((tmp_path / "unfinished").iterdir())
 
 
 def test_old_bytes_without_a_row_are_removed(database: Database, redis: Redis, tmp_path: Path) -> None:

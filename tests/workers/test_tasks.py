@@ -2,9 +2,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import pytest
 
@@ -13,27 +10,8 @@ from storage.database import Database
 from tests.installation import PAIRS, Installation
 from tests.processes import pids_with
 from tests.storage.rows import add_job, events_of, job_of
-from tests.workers.following import long_job, messages_of, status_of, until_training
+from tests.workers.following import long_job, meanwhile, messages_of, status_of, until_training
 from workers import exit_codes, tasks
-
-
-@contextmanager
-def meanwhile(act: Callable[[], object]) -> Iterator[None]:
-    """Do something while the block runs."""
-    failures: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            act()
-        except BaseException as failure:
-            failures.append(failure)
-            raise
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    yield
-    thread.join()
-    assert failures == []
 
 
 def published(installation: Installation) -> list[str]:
@@ -102,6 +80,33 @@ def test_a_training_stops_soon_after_it_is_cancelled_and_publishes_nothing(insta
     assert published(installation) == []
     steps = installation.request("GET", f"/v1/fine_tuning/jobs/{job.id}/metrics").json()["summary"]["steps"]
     assert 0 < steps < 2000
+
+
+def test_a_training_that_is_paused_keeps_its_last_step_and_leaves_until_it_is_resumed_or_cancelled(
+    installation: Installation,
+) -> None:
+    job = long_job(installation)
+    client = installation.openai.fine_tuning.jobs
+
+    def pause() -> None:
+        until_training(installation, job.id)
+        assert client.pause(job.id).status == "running"
+
+    with meanwhile(pause):
+        tasks.train(job.id, 1)
+
+    assert status_of(installation, job.id) == "paused"
+    assert pids_with(job.id) == []
+    [kept] = client.checkpoints.list(job.id)
+    progress = installation.request("GET", f"/v1/fine_tuning/jobs/{job.id}").json()["progress"]
+    assert progress["step"] == kept.step_number
+    steps = installation.request("GET", f"/v1/fine_tuning/jobs/{job.id}/metrics").json()["summary"]["steps"]
+    assert steps == kept.step_number
+    assert (client.resume(job.id).status, client.retrieve(job.id).attempt) == ("queued", 2)
+    assert client.pause(job.id).status == "paused"
+
+    assert client.cancel(job.id).status == "cancelled"
+    assert list(client.checkpoints.list(job.id)) == []
 
 
 def test_sigterm_between_lease_and_training_gives_the_job_back(
@@ -181,6 +186,7 @@ def test_a_file_whose_bytes_are_gone_is_an_error_and_not_tried_for_ever(installa
     [
         (exit_codes.INTERRUPTED, "queued", 0, "shutting down"),
         (exit_codes.DATABASE_AWAY, "queued", 0, "PostgreSQL was away"),
+        (-signal.SIGTERM, "queued", 0, "shutting down"),
         (-signal.SIGSEGV, "queued", 1, "killed by SIGSEGV"),
         (1, "failed", 0, "exit code 1"),
         (exit_codes.STALE, "running", 0, "Training started"),

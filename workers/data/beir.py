@@ -1,34 +1,36 @@
 """BEIR's three files as pairs: a corpus, queries, and which document is relevant to which query.
 
-corpus.jsonl has `_id`, `text` and perhaps `title`; queries.jsonl has `_id` and `text`; the relevance file (qrels) is
-TSV with the columns `query-id`, `corpus-id` and `score`. Each score above 0 makes a pair of a query and of a document's
-title and text, joined by a space. Source: Thakur et al., "BEIR: A Heterogeneous Benchmark for Zero-shot Evaluation
-of Information Retrieval Models", 2021, and its loader.
+corpus.jsonl has `_id`, `text` and perhaps `title`; queries.jsonl has `_id` and `text`; the relevance file (qrels) has
+the columns `query-id`, `corpus-id` and `score`, see `workers.data.relevance`. Each score above 0 makes a pair of a
+query and of a document's title and text, joined by a space. Source: Thakur et al., "BEIR: A Heterogeneous Benchmark
+for Zero-shot Evaluation of Information Retrieval Models", 2021, and its loader.
 
 Ids and texts wait in a temporary SQLite database, so that memory stays small whatever the corpus.
 """
 
 from __future__ import annotations
 
-import math
 import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from workers.data import compression, delimited, json_lines, validation
-from workers.data.formats import ReadOptions, quoted, shown
+from workers.data import compression, json_lines, relevance, sources, validation
+from workers.data.formats import ReadOptions, shown
 from workers.data.json_lines import Record
 from workers.data.row import FileRefusedError, Row, RowRefusedError
 from workers.data.rows import label_of, text_of
 from workers.data.sources import Source
 from workers.data.validation import FileReport
 
-_COLUMNS = ("query-id", "corpus-id", "score")
 #: Column → (table, what its texts are called)
-_NAMED_IN: Mapping[str, tuple[str, str]] = {"query-id": ("queries", "query"), "corpus-id": ("corpus", "document")}
+_NAMED_IN: Mapping[str, tuple[str, str]] = {
+    relevance.QUERY: ("queries", "query"),
+    relevance.DOCUMENT: ("corpus", "document"),
+}
 # Nothing is read again after a crash, so that nothing needs to be safe from one. 16 MiB of cache.
 _SCHEMA = """
     PRAGMA journal_mode = OFF;
@@ -52,43 +54,55 @@ class Triple(NamedTuple):
     qrels: Path
 
 
-def validate(corpus: Path, queries: Path, qrels: Path, *, on_read: Callable[[int], None] | None = None) -> FileReport:
+#: Told of which file how many bytes have been read.
+OnRead = Callable[[Path, int], None]
+
+
+def validate(
+    corpus: Path,
+    queries: Path,
+    qrels: Path,
+    *,
+    filename: str | None = None,
+    on_row: Callable[[int, Row], None] | None = None,
+    on_read: OnRead | None = None,
+) -> FileReport:
     """Judge the three files together. Messages say which file a row is of, if it is not the relevance file.
 
-    Raises OSError, and nothing for any content.
+    `filename` is that of the relevance file, as its sender gave it. `on_row` is given each good pair with the number of
+    its judgement.
+
+    Raises OSError, whatever `on_read` does, and nothing for any content.
     """
-    with _opened(Triple(corpus, queries, qrels), on_read or _ignore) as source:
-        return validation.judge(source, ReadOptions(format="pairs"))
+    with _opened(Triple(corpus, queries, qrels), filename, on_read or _ignore) as source:
+        return validation.judge(source, ReadOptions(format="pairs"), on_row)
 
 
-def rows(corpus: Path, queries: Path, qrels: Path) -> Iterator[Row]:
+def rows(corpus: Path, queries: Path, qrels: Path, *, filename: str | None = None) -> Iterator[Row]:
     """The pairs, in the order of the relevance file. Raises DatasetError for what `validate` would refuse; OSError."""
-    with _opened(Triple(corpus, queries, qrels), _ignore) as source:
+    with _opened(Triple(corpus, queries, qrels), filename, _ignore) as source:
         yield from validation.good_rows(source, ReadOptions(format="pairs"))
 
 
 @contextmanager
-def _opened(triple: Triple, on_read: Callable[[int], None]) -> Iterator[Source]:
+def _opened(triple: Triple, filename: str | None, on_read: OnRead) -> Iterator[Source]:
     with (
         tempfile.TemporaryDirectory() as folder,
         closing(sqlite3.connect(Path(folder) / "texts", isolation_level=None)) as database,
     ):
         database.executescript(_SCHEMA)
         database.execute("BEGIN")
-        yield Source(_records(database, triple, on_read))
+        yield Source(_records(database, triple, filename, on_read))
 
 
-def _records(database: sqlite3.Connection, triple: Triple, on_read: Callable[[int], None]) -> Iterator[Record]:
+def _records(database: sqlite3.Connection, triple: Triple, filename: str | None, on_read: OnRead) -> Iterator[Record]:
     """A record for each pair, and what is refused of each of the files."""
     for table, path in (("corpus", triple.corpus), ("queries", triple.queries)):
         yield from _kept(database, table, path, on_read)
-    with _content(triple.qrels, "relevance file", on_read) as content:
-        judgements = delimited.Table(content, "\t")
-        missing = [name for name in _COLUMNS if name not in judgements.columns]
-        if missing:
-            message = f"The header has no {quoted(missing)}. It must name {quoted(_COLUMNS)}."
-            raise FileRefusedError("row_missing_field", message, missing[0])
-        for number, record in judgements.records():
+    told = partial(on_read, triple.qrels)
+    with sources.opened(triple.qrels, filename=filename, options=ReadOptions(), on_read=told) as judgements:
+        relevance.refuse_other_columns(judgements)
+        for number, record in judgements.records:
             try:
                 pair = _pair(database, record)
             except RowRefusedError as refusal:
@@ -99,7 +113,7 @@ def _records(database: sqlite3.Connection, triple: Triple, on_read: Callable[[in
 
 
 def _kept(
-    database: sqlite3.Connection, table: str, path: Path, on_read: Callable[[int], None]
+    database: sqlite3.Connection, table: str, path: Path, on_read: OnRead
 ) -> Iterator[tuple[int, RowRefusedError]]:
     """Put a file of texts into its table. Yields what is refused of it."""
     with _content(path, table, on_read) as content:
@@ -116,10 +130,10 @@ def _kept(
 
 
 @contextmanager
-def _content(path: Path, name: str, on_read: Callable[[int], None]) -> Iterator[Any]:
+def _content(path: Path, name: str, on_read: OnRead) -> Iterator[Any]:
     with path.open("rb") as file:
         try:
-            yield compression.opened(file, max_bytes=ReadOptions().max_expanded_bytes, on_read=on_read)
+            yield compression.opened(file, max_bytes=ReadOptions().max_expanded_bytes, on_read=partial(on_read, path))
         except FileRefusedError as refusal:
             raise FileRefusedError(refusal.code, f"({name}) {refusal.message}", refusal.field) from refusal
 
@@ -139,27 +153,18 @@ def _is_blank(value: object) -> bool:
 
 def _pair(database: sqlite3.Connection, record: dict[str, Any] | RowRefusedError) -> dict[str, Any] | None:
     """The texts that a judgement names, None if it names them as irrelevant. Raises RowRefusedError."""
-    if isinstance(record, RowRefusedError):
-        raise record
-    if not _is_relevant(record["score"]):
+    judged = relevance.judgement(record)
+    if not judged.relevant:
         return None
-    query, document = (_named(database, column, record[column]) for column in _NAMED_IN)
-    return {"anchor": query, "positive": document}
-
-
-def _is_relevant(score: str) -> bool:
-    try:
-        number = float(score)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise RowRefusedError("row_invalid_type", f"'score' must be a number, not {shown(score)}. Change it.", "score")
-    return number > 0
+    return {
+        "anchor": _named(database, relevance.QUERY, judged.query),
+        "positive": _named(database, relevance.DOCUMENT, judged.document),
+    }
 
 
 def _named(database: sqlite3.Connection, column: str, identifier: str) -> str:
     table, noun = _NAMED_IN[column]
-    found = database.execute(_SELECT[table], (text_of(identifier, column),)).fetchone()
+    found = database.execute(_SELECT[table], (identifier,)).fetchone()
     if found is None:
         message = f"names the {noun} {shown(identifier)}, which is not there. Add it, or remove the row."
         raise RowRefusedError("unknown_id", message, column)
@@ -169,5 +174,5 @@ def _named(database: sqlite3.Connection, column: str, identifier: str) -> str:
     return str(found[0])
 
 
-def _ignore(_: int) -> None:
+def _ignore(_file: Path, _position: int) -> None:
     pass

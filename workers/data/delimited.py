@@ -13,12 +13,14 @@ from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 from api_schemas.files import MAX_ROW_BYTES
-from workers.data.formats import KNOWN, ReadOptions, shown
+from workers.data.formats import ReadOptions, shown
 from workers.data.json_lines import Record, skip_to_line_end, too_long
 from workers.data.row import FileRefusedError, RowRefusedError
 
 MAX_COLUMNS = 4096
 DELIMITERS = ",;\t"
+#: Of a relevance file, which is no row's (see `workers.data.relevance`).
+_OF_JUDGEMENTS = ("query-id", "corpus-id")
 
 
 class Table:
@@ -76,7 +78,8 @@ class Table:
         elif "expected after" in said:
             found = "has something between a closing quote and the end of its cell"
         else:
-            found = "has line ends that are not those of its file"
+            message = "has a carriage return outside quotes. Save the file with line ends that are LF or CRLF."
+            return RowRefusedError("row_invalid_csv", message)
         message = f'{found}. A cell with quotes is quoted as a whole, and each quote in it is written twice ("").'
         return RowRefusedError("row_invalid_csv", message)
 
@@ -120,7 +123,7 @@ class Guess(NamedTuple):
 
 def guess(line: str, options: ReadOptions) -> Guess:
     """Read a first line with the delimiter that gives most names that are known or told, and then most cells."""
-    wanted = KNOWN.union(options.columns.values())
+    wanted = options.understood.union(_OF_JUDGEMENTS)
 
     def merit(delimiter: str) -> tuple[int, int]:
         try:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import structlog
 
+from encoders.prompts import Prompts
 from workers.data.preparation import UNFINISHED, Tokenizer, prepare
 from workers.data.prepared import MANIFEST, VERSION, Prepared, PreparedError
 from workers.data.row import Row
@@ -48,6 +49,7 @@ def cached(
     *,
     tokenizer: Tokenizer,
     limit: int,
+    prompts: Prompts | None = None,
     progress: Callable[[int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> Prepared:
@@ -65,7 +67,9 @@ def cached(
     else:
         _mark_used(folder)
         return prepared
-    return prepare(rows(), folder, tokenizer=tokenizer, limit=limit, progress=progress, should_stop=should_stop)
+    return prepare(
+        rows(), folder, tokenizer=tokenizer, limit=limit, prompts=prompts, progress=progress, should_stop=should_stop
+    )
 
 
 class _Entry(NamedTuple):

@@ -10,6 +10,8 @@ import difflib
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from api_schemas.files import DataFormat
@@ -83,6 +85,7 @@ class ReadOptions:
     format: DataFormat | None = None
     columns: Mapping[str, str] = field(default_factory=dict)  # role → name in the file
     max_expanded_bytes: int = 64 * 1024**3  # of what a compressed file holds
+    scratch: Path | None = None  # where temporary files go; None for the system's directory
 
     def __post_init__(self) -> None:
         if self.format is not None and self.format not in ROLES:
@@ -90,8 +93,33 @@ class ReadOptions:
         formats = _formats_with(self.columns)
         if not formats or (self.format is not None and self.format not in formats):
             raise ValueError(f"columns must name {_shown_roles(self.format)}, not {quoted(list(self.columns))}.")
-        if len(set(self.columns.values())) < len(self.columns):
+        if len(set(self.columns.values())) < len(self.columns) or not any(map(self.namings.get, formats)):
             raise ValueError("columns must name a different column for each role.")
+
+    @cached_property
+    def namings(self) -> Mapping[DataFormat, list[tuple[str, ...]]]:
+        """The names for the roles of a format but for negatives, with what the sender calls them in their place.
+
+        No name is there for two roles.
+        """
+        return {data_format: [*dict.fromkeys(self._namings_of(data_format))] for data_format in ROLES}
+
+    @cached_property
+    def understood(self) -> frozenset[str]:
+        """Every name that says something of a record."""
+        return KNOWN.union(self.columns.values())
+
+    @property
+    def as_recognised(self) -> bool:
+        """Whether nothing is said of what the rows are."""
+        return self.format is None and not self.columns
+
+    def _namings_of(self, data_format: DataFormat) -> Iterator[tuple[str, ...]]:
+        for names in NAMES[data_format]:
+            naming = tuple(map(self.columns.get, ROLES[data_format], names))
+            played = (*naming, self.columns.get("negative"))
+            if len(set(played)) == len(played):
+                yield naming
 
 
 class Fields(NamedTuple):
@@ -124,11 +152,15 @@ def numbered_negatives(names: Iterable[str]) -> list[str]:
     return [match[0] for match in sorted(matches, key=lambda match: int(match[1]))]
 
 
-def recognise(names: Collection[str], options: ReadOptions) -> Fields:
-    """What to read of records with fields of these names. Raises RowRefusedError."""
+def recognise(names: Collection[str], options: ReadOptions, *, briefly: bool = False) -> Fields:
+    """What to read of records with fields of these names.
+
+    Raises RowRefusedError; `briefly`, it doesn't look for what may have been meant, which takes a hundred times as
+    long as all else.
+    """
     complete = list(_complete(names, options))
     if not complete:
-        raise _incomplete(names, options)
+        raise _strange(names) if briefly else _incomplete(names, options)
     if len(complete) > 1:
         raise _ambiguous(complete)
     [fields] = complete
@@ -137,8 +169,8 @@ def recognise(names: Collection[str], options: ReadOptions) -> Fields:
     return fields
 
 
-def unfit(record: Mapping[str, Any], fields: Fields, options: ReadOptions) -> RowRefusedError:
-    """What to say of a record that does not have what the records before had."""
+def unfit(record: Mapping[str, Any], fields: Fields, options: ReadOptions, *, briefly: bool = False) -> RowRefusedError:
+    """What to say of a record that does not have what the records before had; `briefly` as for `recognise`."""
     for other in _complete(record, options):
         if other.all_names != fields.all_names:
             remedy = "Put them into files of their own."
@@ -152,7 +184,7 @@ def unfit(record: Mapping[str, Any], fields: Fields, options: ReadOptions) -> Ro
     if strange and all(name in record for name in fields.all_names):
         message = f"has {quoted(sorted(strange))}, which the rows before don't have. Give it to every row, or to none."
         return RowRefusedError("row_mixed_format", message)
-    return _chat(record) or _without(fields.all_names, record)
+    return _chat(record) or _without(fields.all_names, record, briefly=briefly)
 
 
 def quoted(names: Collection[str]) -> str:
@@ -176,16 +208,10 @@ def _shown_roles(data_format: DataFormat | None) -> str:
     return "the roles of one format: " + ", or ".join(quoted(roles) for roles in ROLES.values())
 
 
-def _namings(data_format: DataFormat, options: ReadOptions) -> list[tuple[str, ...]]:
-    """The names for the roles of a format but for negatives, with what the sender calls them in their place."""
-    roles = ROLES[data_format]
-    namings = [tuple(options.columns.get(role, name) for role, name in zip(roles, naming, strict=False))
-               for naming in NAMES[data_format]]  # fmt: skip
-    return list(dict.fromkeys(namings))
-
-
 def _complete(names: Collection[str], options: ReadOptions) -> Iterator[Fields]:
     """Every reading that these names allow; more than one if they are ambiguous."""
+    if options.understood.isdisjoint(names):
+        return
     told = options.format
     formats = [told] if told is not None else [name for name in _formats_with(options.columns) if name != "texts"]
     found = [fields for name in formats for fields in _complete_in(name, names, options)]
@@ -197,14 +223,14 @@ def _complete(names: Collection[str], options: ReadOptions) -> Iterator[Fields]:
 
 
 def _complete_in(data_format: DataFormat, names: Collection[str], options: ReadOptions) -> Iterator[Fields]:
-    namings = [naming for naming in _namings(data_format, options) if all(name in names for name in naming)]
+    namings = [naming for naming in options.namings[data_format] if all(name in names for name in naming)]
     if NAMES[data_format][0] in namings:
         namings = [NAMES[data_format][0]]  # our own names leave no doubt
     negatives: list[str | None] = [None]
     if data_format == "triplets":
         negatives = [*_negatives(names, options)]
     for naming in namings:
-        for negative in negatives:
+        for negative in (each for each in negatives if each not in naming):
             yield Fields(data_format, naming, negative, _foreign_to(data_format, naming, options))
 
 
@@ -221,12 +247,13 @@ def _foreign_to(data_format: DataFormat, naming: tuple[str, ...], options: ReadO
         return frozenset()
     if data_format == "texts":
         return KNOWN - set(naming)
-    return frozenset({*NEGATIVES, NUMBERED}) if data_format == "pairs" else frozenset()
+    return frozenset({*NEGATIVES, NUMBERED}).difference(naming) if data_format == "pairs" else frozenset()
 
 
 def _is_plain(naming: tuple[str, ...], names: Collection[str]) -> bool:
     """Whether nothing beside a text hints that more than a text was meant."""
-    return KNOWN.isdisjoint(set(names) - set(naming)) and _misspelt("label", names) is None
+    others = [name for name in names if name not in naming]
+    return KNOWN.isdisjoint(others) and _misspelt("label", others) is None
 
 
 def _refuse_judged_pairs(fields: Fields, names: Collection[str]) -> None:
@@ -257,11 +284,11 @@ def _ambiguous(complete: list[Fields]) -> RowRefusedError:
 def _incomplete(names: Collection[str], options: ReadOptions) -> RowRefusedError:
     """What to say of records that have the fields of no format."""
     if options.columns or options.format is not None:
-        data_format = options.format or _formats_with(options.columns)[-1]
-        wanted = [*_namings(data_format, options)[0]]
+        data_format = options.format or [name for name in _formats_with(options.columns) if options.namings[name]][-1]
+        wanted = [*options.namings[data_format][0]]
         if data_format == "triplets":
-            wanted.append(options.columns.get("negative", "negative"))
-        return _without(wanted, names)
+            wanted.append(options.columns.get("negative") or next(name for name in NEGATIVES if name not in wanted))
+        return _beside(wanted[0], names) if all(name in names for name in wanted) else _without(wanted, names)
     if (chat := _chat(names)) is not None:
         return chat
     if "premise" in names and "hypothesis" in names:
@@ -271,9 +298,22 @@ def _incomplete(names: Collection[str], options: ReadOptions) -> RowRefusedError
         )
         return RowRefusedError("row_missing_field", message)
     nearest = _nearest_naming(names)
-    if nearest is None:
-        return RowRefusedError("row_missing_field", f"has {quoted(list(names)[:_MOST_SHOWN_NAMES])}. {EXPECTED}")
-    return _without(nearest, names)
+    return _strange(names) if nearest is None else _without(nearest, names)
+
+
+def _beside(text: str, names: Collection[str]) -> RowRefusedError:
+    """What to say of records that have a text, as told, and beside it what texts alone don't have."""
+    others = [name for name in names if name != text and (name in KNOWN or _misspelt("label", [name]) is not None)]
+    message = (
+        f"has {shown(others[0])} beside {shown(text)}. Say data.format: texts if it is to be left out, or in "
+        "data.columns which role it has."
+    )
+    return RowRefusedError("ambiguous_format", message)
+
+
+def _strange(names: Collection[str]) -> RowRefusedError:
+    """What to say of records of which no field tells what they are."""
+    return RowRefusedError("row_missing_field", f"has {quoted(list(names)[:_MOST_SHOWN_NAMES])}. {EXPECTED}")
 
 
 def _chat(names: Collection[str]) -> RowRefusedError | None:
@@ -283,10 +323,10 @@ def _chat(names: Collection[str]) -> RowRefusedError | None:
     return RowRefusedError("row_missing_field", message)
 
 
-def _without(wanted: Collection[str], names: Collection[str]) -> RowRefusedError:
+def _without(wanted: Collection[str], names: Collection[str], *, briefly: bool = False) -> RowRefusedError:
     """What to say where a wanted name is missing."""
     missing = next(name for name in wanted if name not in names)
-    typo = _misspelt(missing, names)
+    typo = None if briefly else _misspelt(missing, names)
     if typo is not None:
         remedy = f"Rename {shown(typo)}."
     else:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any, BinaryIO, NoReturn
 
-from api_schemas.files import MAX_ROW_BYTES
+from api_schemas.files import MAX_LISTED_ERRORS, MAX_ROW_BYTES
 from workers.data.formats import shown
 from workers.data.row import RowRefusedError
 
@@ -22,16 +22,31 @@ Record = tuple[int, "dict[str, Any] | RowRefusedError"]
 
 _SKIPPED_AT_ONCE = 64 * 1024
 _END_OF_KEY = re.compile(r'"[ \t\r\n]*:')
+#: What an object may end with.
+_ENDS = (b"}", b" ", b"\t", b"\r")
+#: Lists and objects within one another, at most. Python's own bound depends on how deep its caller is: what is read in
+#: validation might not be read in training.
+_DEEPEST = 128
+#: Short enough for no nesting that is too deep and no number of too many digits.
+_SHORT = 128
+_STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 
 
 def records(file: BinaryIO) -> Iterator[Record]:
     """The records of all lines that are not blank, numbered by their line from 1."""
+    broken = 0
+    one_of_many = RowRefusedError("row_invalid_json", "is not valid JSON. Each line must be one whole JSON object.")
     for number, line in numbered_lines(file):
         record: dict[str, Any] | RowRefusedError
+        if broken >= MAX_LISTED_ERRORS and line is not None and _is_surely_broken(line):
+            # Of so many, what exactly is wrong with another is not told: a file of one character a line is soon read.
+            yield number, one_of_many
+            continue
         try:
             record = parse(line)
         except RowRefusedError as refusal:
             record = refusal
+            broken += refusal.code == one_of_many.code
         yield number, record
 
 
@@ -64,6 +79,8 @@ def parse(line: bytes | None) -> dict[str, Any]:
         raise too_long()
     try:
         text = line.decode("utf-8")
+        if is_too_deep(text):
+            raise RowRefusedError("json_too_deep", "is nested too deeply. Remove the nested field.")
         value = _FAST_DECODER.decode(text)
         if type(value) is dict and not _names_are_unique(text, value):
             value = _DECODER.decode(text)
@@ -71,16 +88,27 @@ def parse(line: bytes | None) -> dict[str, Any]:
         message = f"is not UTF-8 (at byte {error.start + 1} of the row). Save the file as UTF-8."
         raise RowRefusedError("invalid_utf8", message) from None
     except json.JSONDecodeError as error:
-        message = f"is not valid JSON ({error.msg} at column {error.colno}). Each line must be one whole JSON object."
+        found = error.msg.removesuffix(" at")
+        message = f"is not valid JSON ({found} at column {error.colno}). Each line must be one whole JSON object."
         raise RowRefusedError("row_invalid_json", message) from None
-    except RecursionError:
-        raise RowRefusedError("json_too_deep", "is nested too deeply. Remove the nested field.") from None
     except ValueError:  # Python refuses integers of more than 4300 digits with nothing more specific
         raise RowRefusedError("row_invalid_json", "holds a number with too many digits. Shorten it.") from None
     if not isinstance(value, dict):
         message = f"is {kind(value)} instead of an object. Each line must be one whole JSON object."
         raise RowRefusedError("row_invalid_json", message)
     return value
+
+
+def is_too_deep(text: str) -> bool:
+    """Whether lists and objects stand within one another more than 128 deep; in any text, JSON or not."""
+    if text.count("[") + text.count("{") <= _DEEPEST:
+        return False
+    depth = 0
+    for mark in re.findall(r"[\[\]{}]", _STRING.sub("", text)):
+        depth += 1 if mark in "[{" else -1
+        if depth > _DEEPEST:
+            return True
+    return False
 
 
 def too_long() -> RowRefusedError:
@@ -102,6 +130,13 @@ def kind(value: object) -> str:
         type(None): "null",
     }
     return kinds.get(type(value), "something else")
+
+
+def _is_surely_broken(line: bytes) -> bool:
+    """Whether `parse` would refuse a line as row_invalid_json, as far as its end tells. NaN and Infinity are others."""
+    if len(line) > _SHORT or line.endswith(_ENDS):
+        return False
+    return b"N" not in line and b"I" not in line and line.isascii()
 
 
 def _names_are_unique(text: str, members: dict[str, Any]) -> bool:

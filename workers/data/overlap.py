@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -88,19 +89,23 @@ class Evaluation:
             self._records = []
 
 
-def rows_in_training(training: Prepared, evaluation: Prepared) -> int:
-    """How many rows of `evaluation` consist of inputs that all stand in `training`, in whatever rows.
+def rows_in_training(training: Sequence[Prepared], evaluation: Prepared) -> int:
+    """How many rows of `evaluation` consist of inputs that all stand in `training`, in whatever rows of any of it.
 
     Memory: some 20 bytes for each input of `evaluation`.
     """
     contents, place = np.unique(evaluation.contents, return_inverse=True)
     known = np.zeros(len(contents), dtype=bool)
-    for start in range(0, training.items, _HELD):
-        part = training.contents[start : start + _HELD]
+    for part in chain.from_iterable(map(_parts, training)):
         found = np.minimum(np.searchsorted(contents, part), len(contents) - 1)
         known[found[contents[found] == part]] = True
     missing = np.add.reduceat(~known[place], evaluation.row_starts[:-1], dtype=np.int64)
     return int((missing == 0).sum())
+
+
+def _parts(data: Prepared) -> Iterator[Integers]:
+    """The contents, so many at a time that little memory is needed."""
+    return (data.contents[start : start + _HELD] for start in range(0, data.items, _HELD))
 
 
 def is_in_training(overlap: Overlap) -> bool:

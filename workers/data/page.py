@@ -10,12 +10,12 @@ from rich.table import Table
 from rich.text import Text
 
 from api_schemas.amounts import number, percent
-from api_schemas.files import DataFormat
+from api_schemas.files import FileFormat
 from api_schemas.reports import LabelBalance, Overlap, Report, TokenLengths, TrainingPlan
 
 _BAR = 40
 _SHOWN_FIRST = 3
-_NAMES: Mapping[DataFormat, str] = {
+_NAMES: Mapping[FileFormat, str] = {
     "pairs": "pairs",
     "triplets": "pairs with hard negatives",
     "labels": "labelled texts",
@@ -23,6 +23,7 @@ _NAMES: Mapping[DataFormat, str] = {
     "texts": "plain texts",
     "vectors": "labelled vectors",
     "vector_pairs": "pairs of vectors",
+    "relevance": "relevance judgements",
 }
 
 
@@ -36,7 +37,7 @@ def print_report(console: Console, name: str, report: Report) -> None:
         _section(console, "Worth changing", _points((each.message for each in report.warnings), "!", "yellow"))
     if report.refused:
         _section(console, "Refused rows", _refused(report))
-    if report.rows:
+    if report.rows and report.format != "relevance":
         _section(console, "What is in it", _content(report))
     if report.labels is not None:
         _section(console, "Rows a label", _labels(report.labels))

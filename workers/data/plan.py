@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from api_schemas.batches import batches_an_epoch
 from api_schemas.defaults import resolve
 from api_schemas.files import DataFormat
+from api_schemas.inputs import ADAPTER
 from api_schemas.jobs import ContrastiveHyperparameters, Method
 from api_schemas.reports import TrainingPlan
 from workers.data.profile import Profile
@@ -17,7 +18,7 @@ class Setting:
     """How a file would be trained on."""
 
     model: str
-    max_seq_length: int  # of the model
+    max_seq_length: int | None  # of the model; None: it reads vectors
     method: Method = field(default_factory=Method)
 
 
@@ -33,6 +34,9 @@ def plan(profile: Profile, setting: Setting) -> TrainingPlan | None:
     """What a job would do with the rows; None if there are none."""
     if not profile.rows:
         return None
+    # No text encoder reads vectors: an adapter is what can be trained on them.
+    if profile.vectors is not None:
+        setting = replace(setting, model=ADAPTER, max_seq_length=None)
     method = resolve(setting.method, None, rows=profile.rows, max_seq_length=setting.max_seq_length)
     chosen = method.contrastive.hyperparameters
     n_epochs, batch_size = int(chosen.n_epochs), int(chosen.batch_size)
@@ -50,7 +54,7 @@ def plan(profile: Profile, setting: Setting) -> TrainingPlan | None:
         texts_per_step=texts,
         anchors_per_step=_anchors(profile.format, rows, texts, method.contrastive.loss.symmetric),
         learning_rate=float(chosen.learning_rate),
-        max_seq_length=int(chosen.max_seq_length),
+        max_seq_length=chosen.max_seq_length if isinstance(chosen.max_seq_length, int) else None,
     )
 
 

@@ -20,9 +20,11 @@ import numpy as np
 import numpy.typing as npt
 
 from api_schemas.files import DataFormat
+from encoders.prompts import Prompts
 from storage.artifacts import sha256
 from workers.data.contents import content_ids
 from workers.data.prepared import LABEL_NAMES, MANIFEST, VERSION, Prepared, PreparedError
+from workers.data.prompted import prompted
 from workers.data.row import Row
 
 #: Part of the name of a folder that is being written, or whose writer has crashed.
@@ -67,12 +69,14 @@ def prepare(
     *,
     tokenizer: Tokenizer,
     limit: int,
+    prompts: Prompts | None = None,
     progress: Callable[[int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> Prepared:
     """Write rows, all of one format, as a prepared dataset, and open it.
 
-    limit: tokens of a text that are kept, the special ones included. `progress` is told now and then how many
+    limit: tokens of a text that are kept, the special ones included. prompts: what goes before texts, by their place
+    in a row; contents are compared without. `progress` is told now and then how many
     rows are done; `should_stop` is asked as often.
 
     The folder is complete or not there. If somebody else published it meanwhile, theirs is kept if it is whole.
@@ -86,7 +90,7 @@ def prepare(
     temporary = folder.with_name(f"{folder.name}{UNFINISHED}{secrets.token_hex(4)}")
     temporary.mkdir()
     try:
-        with _Writer(temporary, first.format, tokenizer, limit) as writer:
+        with _Writer(temporary, first.format, tokenizer, limit, prompts or Prompts()) as writer:
             for chunk in _chunks(chain([first], rows)):
                 if should_stop is not None and should_stop():
                     raise PreparationStopped
@@ -157,12 +161,15 @@ class _Tokens(NamedTuple):
 class _Writer:
     """The files of one folder. While a thread tokenizes a chunk, the next one is read and hashed."""
 
-    def __init__(self, folder: Path, row_format: DataFormat, tokenizer: Tokenizer, limit: int) -> None:
+    def __init__(
+        self, folder: Path, row_format: DataFormat, tokenizer: Tokenizer, limit: int, prompts: Prompts
+    ) -> None:
         self.format = row_format
         self.rows = self.items = self.tokens = self.truncated = 0
         self._folder = folder
         self._tokenizer = tokenizer
         self._limit = limit
+        self._prompts = prompts
         self._label_numbers: dict[str, int] = {}
         self._columns: dict[str, _Column] = {}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
@@ -185,7 +192,7 @@ class _Writer:
     def add(self, chunk: list[Row]) -> None:
         inputs = [each for row in chunk for each in row.inputs]
         if "ids" in self._columns:
-            self._tokenize_next(cast(list[str], inputs))
+            self._tokenize_next(cast(list[str], inputs) if not self._prompts.texts else prompted(chunk, self._prompts))
         else:
             width = len(inputs[0]) if self.rows == 0 else 0
             self._column("vectors", np.float32, (width,)).append(inputs)

@@ -18,8 +18,9 @@ Errors
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -61,6 +62,8 @@ class Prepared:
     vectors: npt.NDArray[np.float32] | None
     distinct: int  # inputs that differ from one another
     truncated: int  # items of which some tokens are not read
+    fingerprint: str  # SHA-256 of what the manifest promises, and so of all of it, and of what is chosen
+    chosen: npt.NDArray[np.integer[Any]] | None = None  # rows that are used, ascending; None: all. See `narrowed`
 
     @classmethod
     def open(cls, folder: Path, *, checksums: bool = True) -> Self:
@@ -80,6 +83,7 @@ class Prepared:
                 label_names=names,
                 distinct=manifest["distinct"],
                 truncated=manifest["truncated"],
+                fingerprint=_fingerprint(manifest),
                 **{name: arrays.get(name) for name in _ARRAYS},  # type: ignore[arg-type]
             )
             _check_shapes(prepared)
@@ -96,6 +100,25 @@ class Prepared:
         """I, the inputs of all rows."""
         return len(self.contents)
 
+    def narrowed(self, rows: npt.NDArray[np.integer[Any]]) -> Self:
+        """The same maps, of which only these rows are drawn into batches: nothing is copied or renumbered.
+
+        rows: ascending, none twice. `len` and `items` go on counting what is stored. The fingerprint is another.
+        """
+        digest = hashlib.sha256(self.fingerprint.encode())
+        digest.update(rows.astype("<i8").tobytes())
+        return replace(self, chosen=rows, fingerprint=digest.hexdigest())
+
+    @property
+    def rows(self) -> npt.NDArray[np.integer[Any]]:
+        """The rows that are used, ascending."""
+        return np.arange(len(self)) if self.chosen is None else self.chosen
+
+    @property
+    def row_count(self) -> int:
+        """How many rows are used."""
+        return len(self) if self.chosen is None else len(self.chosen)
+
 
 def _manifest(folder: Path) -> dict[str, Any]:
     try:
@@ -110,6 +133,10 @@ def _manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(manifest.get("files"), dict):
         raise PreparedError(f"{folder.name}/{MANIFEST} lists no files.")
     return dict(manifest)
+
+
+def _fingerprint(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _check_files(folder: Path, files: dict[str, Any], *, checksums: bool) -> None:

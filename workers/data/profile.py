@@ -7,7 +7,7 @@ for a sample that is measured soon. A million pairs need about 130 MB of room in
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
@@ -40,6 +40,7 @@ from workers.data.occurrences import Occurrences
 from workers.data.row import Row
 from workers.data.samples import Reservoir
 from workers.data.sorted_runs import Records
+from workers.data.validation import StoppedError
 from workers.training.batches import ROWS_PER_LABEL
 
 Integers = npt.NDArray[np.int64]
@@ -75,12 +76,19 @@ class Profiler:
     """Takes the rows of a file, in their order. Its temporary files are gone when it is left.
 
     measure: how to count tokens; None leaves token lengths out. scratch: where temporary files go, None for the
-    system's directory.
+    system's directory. `should_stop` is asked now and then while the profile is made.
     """
 
-    def __init__(self, measure: Measure | None = None, *, scratch: Path | None = None) -> None:
+    def __init__(
+        self,
+        measure: Measure | None = None,
+        *,
+        scratch: Path | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> None:
         self._measure = measure
         self._scratch = scratch
+        self._should_stop = should_stop
         self._format: DataFormat | None = None
         self._pending = _Chunk()
         self._rows = self._inputs = 0
@@ -114,7 +122,7 @@ class Profiler:
             self._take_pending()
 
     def profile(self) -> Profile:
-        """What was found in the rows so far."""
+        """What was found in the rows so far. Raises StoppedError."""
         self._take_pending()
         duplicates, sharing = self._duplicates()
         has_labels = self._format in ("labels", "vectors")
@@ -189,15 +197,15 @@ class Profiler:
         texts, rows = _Repetitions(), _Repetitions()
         different = repeated = again = 0
         sharing = 0.0
-        for part in self.contents.groups():
+        for part in self._groups(self.contents):
             different += len(part)
             repeated += int((part["count"] > 1).sum())
             sharing += pairs_of(part["count"])
             texts.add(part)
-        for part in self._equal_rows.groups():
+        for part in self._groups(self._equal_rows):
             again += int((part["count"] - 1).sum())
             rows.add(part)
-        for part in self._equal_sets.groups():
+        for part in self._groups(self._equal_sets):
             sizes = part["first"]
             for size in np.unique(sizes).tolist():
                 sharing -= (size - 1) * pairs_of(part["count"][sizes == size])
@@ -209,6 +217,12 @@ class Profiler:
             first_texts=texts.first,
         )
         return duplicates, sharing
+
+    def _groups(self, occurrences: Occurrences) -> Iterator[Records]:
+        for part in occurrences.groups():
+            if self._should_stop is not None and self._should_stop():
+                raise StoppedError
+            yield part
 
     def _found_conflicts(self) -> Conflicts:
         count, found = self._conflicts.found()

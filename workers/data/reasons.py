@@ -9,6 +9,7 @@ from api_schemas.batches import too_few_classes
 from api_schemas.reports import Overlap, Reason, TrainingPlan
 from workers.data.overlap import is_in_training
 from workers.data.profile import Profile
+from workers.data.relevance import NEEDS_TEXTS
 from workers.data.validation import FileReport
 
 
@@ -22,6 +23,8 @@ def reasons(
     """All of them; `evaluation` is what validation found in the evaluation file, `overlap` what it shares with this."""
     if not found.usable:
         yield Reason(code=found.errors[0].code, message=found.summary or found.errors[0].message)
+    elif found.format == "relevance":
+        yield Reason(code="relevance_without_texts", message=NEEDS_TEXTS)
     elif profile.format in ("pairs", "vector_pairs") and profile.same_inputs.count == profile.rows:
         message = "In every row the anchor equals its positive, so there is nothing to learn. Name other columns."
         yield Reason(code="no_positives", message=message)

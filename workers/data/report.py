@@ -34,7 +34,7 @@ def report(
         warnings=[*warnings(profile, planned, collisions, overlap)],
         format=found.format,
         bytes=size,
-        rows=profile.rows,
+        rows=found.rows,
         refused_rows=sum(kind.count for kind in refused),
         refused=refused,
         training=planned,

@@ -9,14 +9,18 @@ from typing import Any
 
 from api_schemas.files import DataFormat
 from workers.data.formats import NUMBERED, Fields, ReadOptions, numbered_negatives, recognise, shown, unfit
-from workers.data.json_lines import kind
+from workers.data.json_lines import is_too_deep, kind
 from workers.data.row import Row, RowRefusedError
 
 #: The most positives, negatives or views of one row.
 MAX_TEXTS = 64
 MAX_DIMENSION = 16384
+#: Vectors are kept and computed with in float32: its largest number, and the smallest of full precision.
+_LARGEST, _SMALLEST = 3.4028234e38, 1.1754944e-38
 _MOST_REMEMBERED = 100
 _LONGEST_REMEMBERED = 1000
+#: Refusals that say which name may have been meant, unless they are remembered. Those after are brief.
+_MOST_EXPLAINED = 1000
 
 
 class RowMaker:
@@ -34,6 +38,7 @@ class RowMaker:
         self._dimension: int | None = None
         # What is wrong with records of these fields. In a file without a good row it is asked for every row.
         self._refusals: dict[tuple[str, ...], RowRefusedError] = {}
+        self._explained = 0
         self._all_alike = columns is not None
         self.fields: Fields | None = None if columns is None else recognise(columns, options)
 
@@ -58,11 +63,13 @@ class RowMaker:
         known = self._refusals.get(names)
         if known is not None:
             raise RowRefusedError(known.code, known.message, known.field)
+        briefly = self._explained >= _MOST_EXPLAINED
         try:
             if self.fields is not None:
-                raise unfit(record, self.fields, self._options)
-            return recognise(names, self._options)
+                raise unfit(record, self.fields, self._options, briefly=briefly)
+            return recognise(names, self._options, briefly=briefly)
         except RowRefusedError as refusal:
+            self._explained += 1
             if len(self._refusals) < _MOST_REMEMBERED and sum(map(len, names)) < _LONGEST_REMEMBERED:
                 # A copy: what is raised holds on to the record by its traceback.
                 self._refusals[names] = RowRefusedError(refusal.code, refusal.message, refusal.field)
@@ -189,7 +196,7 @@ def _refuse_too_many(values: Sequence[object], name: str) -> None:
 
 
 def _vector(value: object, name: str, dimension: int | None) -> tuple[float, ...]:
-    """A vector of the given dimension, of any if None. Components beyond float64 are not finite."""
+    """A vector of the given dimension, of any if None, that is still one in float32."""
     if isinstance(value, str):
         value = _list_in_cell(value)
     if not isinstance(value, list) or not set(map(type, value)) <= {float, int}:
@@ -205,10 +212,16 @@ def _vector(value: object, name: str, dimension: int | None) -> tuple[float, ...
         vector = tuple(map(float, value))
     except OverflowError:
         vector = (math.inf,)
-    if not all(map(math.isfinite, vector)):
-        message = f"{shown(name)} holds NaN or infinity, or a number beyond double precision. Remove the row."
+    largest = max(map(abs, vector))
+    if not largest <= _LARGEST or any(map(math.isnan, vector)):
+        message = f"{shown(name)} holds NaN or infinity, or a number beyond single precision. Remove the row."
         raise RowRefusedError("not_finite", message, name)
-    if not any(vector):
+    if largest and largest < _SMALLEST:
+        message = (
+            f"{shown(name)} is all zeros in single precision: its largest number is {largest:g}. Scale all vectors up."
+        )
+        raise RowRefusedError("vector_is_zero", message, name)
+    if not largest:
         message = f"{shown(name)} is all zeros, which point nowhere: no cosine is defined. Remove the row."
         raise RowRefusedError("vector_is_zero", message, name)
     return vector
@@ -216,11 +229,11 @@ def _vector(value: object, name: str, dimension: int | None) -> tuple[float, ...
 
 def _list_in_cell(cell: str) -> object:
     """The list that a table's cell writes as JSON, or the cell itself: a text may begin with a bracket."""
-    if not cell.startswith("["):
+    if not cell.startswith("[") or is_too_deep(cell):
         return cell
     try:
         value = json.loads(cell)
-    except (ValueError, RecursionError):
+    except ValueError:
         return cell
     return value if isinstance(value, list) else cell
 

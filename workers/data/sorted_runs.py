@@ -39,7 +39,8 @@ class SortedRuns:
     def append(self, run: Records) -> None:
         """Add records that are sorted by id. Raises OSError."""
         self._file.seek(0, 2)
-        run.tofile(self._file)
+        # Not by NumPy, whose error on a full disk has no number that would tell it from others.
+        self._file.write(run.view(np.uint8).data)
         self._ends.append(self._ends[-1] + len(run))
 
     def parts(self, at_once: int = _AT_ONCE) -> Iterator[Records]:

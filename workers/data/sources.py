@@ -52,7 +52,7 @@ def opened(
         content = compression.opened(file, max_bytes=options.max_expanded_bytes, on_read=on_read)
         start = content.peek(_LONGEST_HEADER)
         if start.startswith(_PARQUET):
-            with _seekable(content, file) as whole:
+            with _seekable(content, file, options.scratch) as whole:
                 # Once it is decompressed, all of the file has been read.
                 yield _parquet(whole, options, on_read if whole is file else lambda _: on_read(file.tell()))
             return
@@ -79,12 +79,12 @@ def _parquet(file: BinaryIO, options: ReadOptions, on_read: Callable[[int], None
 
 
 @contextmanager
-def _seekable(content: io.BufferedReader[Any], file: BinaryIO) -> Iterator[BinaryIO]:
+def _seekable(content: io.BufferedReader[Any], file: BinaryIO, scratch: Path | None) -> Iterator[BinaryIO]:
     """The file itself, or what it holds decompressed in a file without a name: Parquet is read from its end."""
     if not isinstance(content.raw, compression.Decompressed):
         yield file
         return
-    with tempfile.TemporaryFile() as whole:
+    with tempfile.TemporaryFile(dir=scratch) as whole:
         shutil.copyfileobj(content, whole, _COPIED_AT_ONCE)
         yield whole
 

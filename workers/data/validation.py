@@ -5,21 +5,23 @@ One refused row is enough to make a file unusable: a dataset is used as a whole 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from api_schemas.files import MAX_LISTED_ERRORS, DataFormat, RowError
-from workers.data import sources
+from api_schemas.files import MAX_LISTED_ERRORS, DataFormat, FileFormat, RowError
+from workers.data import relevance, sources
 from workers.data.formats import EXPECTED, KNOWN, ReadOptions, quoted
+from workers.data.recurrence import Recurrence
 from workers.data.row import FileRefusedError, Input, RefusedError, Row, RowRefusedError
 from workers.data.rows import RowMaker
 from workers.data.sources import Source
 
-#: The most refused rows listed over all kinds, of each of which MAX_LISTED_ERRORS are.
-MAX_LISTED_OF_ALL_KINDS = 10 * MAX_LISTED_ERRORS
+#: The most refused rows listed over all kinds, of each of which MAX_LISTED_ERRORS are. Only a file that has its
+#: negatives in hundreds of columns has more kinds than this allows.
+MAX_LISTED_OF_ALL_KINDS = 40 * MAX_LISTED_ERRORS
 
 #: A kind of refusal: its code, and the field that is wrong if it is one field.
 Kind = tuple[str, str | None]
@@ -40,11 +42,11 @@ class StoppedError(Exception):
 class FileReport:
     """What validation found."""
 
-    format: DataFormat | None
+    format: FileFormat | None
     rows: int  # good ones, as training counts them: a record with three positives is three
     error_count: int  # refused records, or 1 if they are fine one by one but not as a whole
     errors: list[RowError]  # the first MAX_LISTED_ERRORS of each kind, in the file's order
-    summary: str | None  # why the file can't be used, in a sentence; None if it can
+    summary: str | None  # why the file can't be used, or not by itself, in a sentence; None if it can
     counts: dict[Kind, int] = field(default_factory=dict)  # of all refusals
 
     @property
@@ -61,14 +63,17 @@ def validate(
     on_row: Callable[[int, Row], None] | None = None,
     progress: Callable[[int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    scratch: Path | None = None,
 ) -> FileReport:
     """Judge every row of a file and the file as a whole.
 
     `filename` is the name that the sender gave it; only its extension counts, and only where the content leaves
     doubt. `on_row` is given each good row with its record's number. `progress` is told now and then how many bytes
-    have been read, and `should_stop` is asked as often.
+    have been read, and `should_stop` is asked as often. `scratch` is where temporary files go, None for the system's
+    directory.
 
-    Raises StoppedError; OSError if the file cannot be read; and nothing for any content.
+    Raises StoppedError; OSError if the file cannot be read or there is no room for temporary files; and nothing for
+    any content.
     """
 
     def on_read(position: int) -> None:
@@ -80,19 +85,40 @@ def validate(
     options = options or ReadOptions()
     try:
         with sources.opened(path, filename=filename, options=options, on_read=on_read) as source:
-            return judge(source, options, on_row)
+            of_judgements, source = relevance.recognised(source)
+            if of_judgements and options.as_recognised:
+                return _judge_judgements(source)
+            return judge(source, options, on_row, scratch=scratch)
     except FileRefusedError as refusal:
         return FileReport(None, 0, 1, [_error(None, refusal)], refusal.message, {(refusal.code, refusal.field): 1})
 
 
-def judge(source: Source, options: ReadOptions, on_row: Callable[[int, Row], None] | None = None) -> FileReport:
+def judge(
+    source: Source,
+    options: ReadOptions,
+    on_row: Callable[[int, Row], None] | None = None,
+    *,
+    scratch: Path | None = None,
+) -> FileReport:
     """Judge every row of a source and the source as a whole; good rows go to `on_row`. Raises what its reading does."""
-    findings = _Findings()
-    try:
-        findings.read(source, options, on_row)
-    except FileRefusedError as refusal:
-        findings.refuse(None, refusal)
-    return findings.report()
+    with ExitStack() as stack:
+        findings = _Findings(Recurrence(stack, scratch=scratch))
+        try:
+            findings.read(source, options, on_row)
+        except FileRefusedError as refusal:
+            findings.refuse(None, refusal)
+        return findings.report()
+
+
+def _judge_judgements(source: Source) -> FileReport:
+    """Judge a relevance file by itself; whether the texts that it names are there is asked where they are."""
+    with ExitStack() as stack:
+        findings = _Findings(Recurrence(stack, scratch=None), format="relevance")
+        try:
+            findings.read_judgements(source)
+        except FileRefusedError as refusal:
+            findings.refuse(None, refusal)
+        return findings.report()
 
 
 def rows(path: Path, *, filename: str | None = None, options: ReadOptions | None = None) -> Iterator[Row]:
@@ -145,12 +171,13 @@ def _rows_of(maker: RowMaker, number: int, record: dict[str, Any] | RowRefusedEr
 class _Findings:
     """What is known of a file after some of its records."""
 
-    format: DataFormat | None = None
+    labels: Recurrence
+    format: FileFormat | None = None
     records: int = 0  # good ones
     rows: int = 0
     error_count: int = 0
     errors: list[RowError] = field(default_factory=list)
-    counts: Counter[Kind] = field(default_factory=Counter)
+    counts: dict[Kind, int] = field(default_factory=dict)
     whole: _ContrastFacts | _LabelFacts | None = None
 
     def read(self, source: Source, options: ReadOptions, on_row: Callable[[int, Row], None] | None) -> None:
@@ -169,7 +196,7 @@ class _Findings:
             self.rows += len(found)
             if self.whole is None:
                 self.format = maker.format
-                self.whole = _LabelFacts() if found[0].label is not None else _ContrastFacts()
+                self.whole = _LabelFacts(self.labels) if found[0].label is not None else _ContrastFacts()
             if not self.whole.settled:
                 for row in found:
                     self.whole.add(row)
@@ -177,12 +204,23 @@ class _Findings:
                 for row in found:
                     on_row(number, row)
 
+    def read_judgements(self, source: Source) -> None:
+        """Take all records of a relevance file. Raises FileRefusedError where they end too early."""
+        for number, record in source.records:
+            try:
+                relevance.judgement(record)
+            except RowRefusedError as refusal:
+                self.refuse(number, refusal)
+            else:
+                self.records += 1
+                self.rows += 1
+
     def refuse(self, number: int | None, refusal: RefusedError) -> None:
         """Count a refusal, and list it unless many of its kind are. What is said of the file as a whole always is."""
         kind = (refusal.code, refusal.field)
         self.error_count += 1
-        self.counts[kind] += 1
-        room = self.counts[kind] <= MAX_LISTED_ERRORS and len(self.errors) < MAX_LISTED_OF_ALL_KINDS
+        self.counts[kind] = count = self.counts.get(kind, 0) + 1
+        room = count <= MAX_LISTED_ERRORS and len(self.errors) < MAX_LISTED_OF_ALL_KINDS
         if room or number is None:
             self.errors.append(_error(number, refusal))
 
@@ -190,11 +228,11 @@ class _Findings:
         """The verdict after all records, or after those before the file was refused."""
         if not self.error_count and (refusal := self._as_a_whole()) is not None:
             self.refuse(None, refusal)
-        return FileReport(self.format, self.rows, self.error_count, self.errors, self._summary(), dict(self.counts))
+        return FileReport(self.format, self.rows, self.error_count, self.errors, self._summary(), self.counts)
 
     def _summary(self) -> str | None:
         if not self.errors:
-            return None
+            return relevance.NEEDS_TEXTS if self.format == "relevance" else None
         about_all = next((error.message for error in self.errors if error.row is None), None)
         if about_all is not None:
             return about_all
@@ -202,6 +240,8 @@ class _Findings:
         return f"{bad} of {every} rows can't be used; the first is {self.errors[0].message}"
 
     def _as_a_whole(self) -> RowRefusedError | None:
+        if self.format == "relevance":
+            return None if self.rows else RowRefusedError("empty_file", "The file holds no judgements. Add some.")
         if self.whole is None:
             return RowRefusedError("empty_file", f"The file holds no rows. {EXPECTED}")
         return self.whole.refusal()
@@ -258,30 +298,25 @@ class _ContrastFacts:
 class _LabelFacts:
     """Whether some label occurs twice and whether there are two labels."""
 
-    #: Of so many labels at first none of which ever comes again, nothing can be expected of the rest.
-    _MOST_KEPT = 1_000_000
+    #: Hashes instead of labels: a label may be as long as a row. Two that collide (Python's hash is keyed by process)
+    #: would at worst let a file without positives pass.
+    _BITS = 2**63 - 1
 
-    def __init__(self) -> None:
+    def __init__(self, labels: Recurrence) -> None:
         self.settled = False
-        # Hashes instead of labels: a label may be as long as a row. Two that collide (Python's hash is keyed by
-        # process) would at worst let a file without positives pass.
-        self._seen: set[int] = set()
-        self._repeated = False
+        self._labels = labels
 
     def add(self, row: Row) -> None:
-        """Take another row into account."""
-        key = hash(row.label)
-        self._repeated = self._repeated or key in self._seen
-        if len(self._seen) < self._MOST_KEPT:
-            self._seen.add(key)
-        self.settled = self._repeated and len(self._seen) > 1
+        """Take another row into account. Raises OSError."""
+        self._labels.add(hash(row.label) & self._BITS)
+        self.settled = self._labels.found and self._labels.several
 
     def refusal(self) -> RowRefusedError | None:
         """Why nothing can be learnt from the rows, or None."""
-        if len(self._seen) == 1:
+        if not self._labels.several:
             message = "All rows have one label, so no row has a negative. Add rows of another label."
             return RowRefusedError("single_label", message, "label")
-        if not self._repeated:
+        if not self._labels.search():
             message = "Every label occurs once, so no row has a positive. Give rows that are alike one label."
             return RowRefusedError("no_positives", message, "label")
         return None

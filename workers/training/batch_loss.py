@@ -9,6 +9,7 @@ Contents are compared by their ids: one text is never a negative of itself, in w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -64,6 +65,10 @@ class BatchLoss(nn.Module):
             content_ids=contents[asking],
             ref_content_ids=contents[asked],
         )
+
+    def undo_point(self, texts: int) -> Callable[[], None]:
+        """What takes back all that the next `forward`, of so many texts, changes."""
+        return (lambda: None) if self.memory is None else self.memory.undo_point(texts)
 
 
 def yardstick(config: LossConfig, *, dimension: int) -> BatchLoss:

@@ -109,7 +109,7 @@ class Batches:
         self._full = batch_size - self._m + 1
         self._seed = seed
         self._bucket_by_length = bucket_by_length
-        self._kept = _without_repeated_rows(data) if labelled else None
+        self._kept = _without_repeated_rows(data) if labelled else data.chosen
         self.notices = self._notices()
         steps = epochs * sum(1 for _ in islice(self._planned(0), max_steps))
         self.total_steps = steps if max_steps is None else min(steps, max_steps)
@@ -144,7 +144,7 @@ class Batches:
             rows = numbered(len(self._data)) if self._kept is None else self._kept
             groups = GroupUnits(self._data, rows, self._m, rng, by_length=self._bucket_by_length)
             return groups, groups.spread(rng)
-        order = numbered(len(self._data))
+        order = numbered(len(self._data)) if self._kept is None else self._kept.copy()
         rng.shuffle(order)
         return RowUnits(self._data), order
 
@@ -182,13 +182,14 @@ class Batches:
             return []
         kept = len(labels) if self._kept is None else len(self._kept)
         counts = np.bincount(labels if self._kept is None else labels[self._kept])
+        counts = counts[counts > 0]
         notices = []
         if small := int((counts < self._m).sum()):
             notices.append(
                 f"Labels with fewer than {self._m} texts: {small} of {len(counts)}. "
                 "They come with as many as they have, and a single text only as a negative"
             )
-        if repeated := len(labels) - kept:
+        if repeated := self._data.row_count - kept:
             notices.append(f"Rows that repeat a text and its label, and are left out: {repeated}")
         return notices
 
@@ -201,12 +202,14 @@ def _is_first(contents: Indices) -> npt.NDArray[np.bool_]:
 
 
 def _without_repeated_rows(data: Prepared) -> npt.NDArray[np.integer[Any]] | None:
-    """The rows of a labelled file, each content once for a label; None for all of them."""
+    """The rows of a labelled file that are used, each content once for a label; None for all of the file."""
     if data.distinct == len(data):
-        return None
+        return data.chosen
     every = label_numbers(data)
-    order = np.lexsort((data.contents, every))
+    # A row of a labelled file has one item, so both have one number.
+    used = data.rows
+    order = used[np.lexsort((data.contents[used], every[used]))]
     contents, labels = data.contents[order], every[order]
     first = np.ones(len(order), dtype=np.bool_)
     first[1:] = (contents[1:] != contents[:-1]) | (labels[1:] != labels[:-1])
-    return None if first.all() else np.sort(numbered(len(order))[order[first]])
+    return data.chosen if first.all() else np.sort(numbered(len(data))[order[first]])

@@ -1,4 +1,4 @@
-"""What a training run is told: every value decided, nothing left to look up."""
+"""What a training run is told: every value decided, but for the two that take the encoder on its machine to know."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from api_schemas.jobs import Contrastive
+from workers.training.mining import MiningConfig
+
+#: What the trainer itself resolves: it takes the encoder, the data and the machine to know.
+_RESOLVED_IN_TRAINING = {"micro_batch_size", "precision"}
 
 
 class UnresolvedAutoError(ValueError):
@@ -28,7 +32,9 @@ class TrainingConfig:
     """Hyperparameters of one run. Ranges are those of `api_schemas.jobs`, checked there."""
 
     loss: LossConfig
-    view: Literal["dropout", "deletion", "span"] = "dropout"  # of plain texts
+    view: Literal["dropout", "deletion", "span", "noise", "masking"] = "dropout"  # of plain texts, or of vectors
+    mixing_temperature: float = 1.0  # of several datasets
+    bucket_by_length: bool = False
     n_epochs: int
     batch_size: int  # rows: pairs, or labelled texts
     learning_rate: float  # the peak
@@ -36,15 +42,34 @@ class TrainingConfig:
     weight_decay: float
     max_grad_norm: float
     max_steps: int | None  # an upper bound, whatever n_epochs asks for
-    max_seq_length: int  # tokens, the special ones included; no more than the encoder reads
+    max_seq_length: int | None  # tokens, the special ones included; no more than the encoder reads; None for vectors
     seed: int
+    lr_scheduler: Literal["linear", "cosine", "constant"] = "linear"
+    micro_batch_size: int | Literal["auto"] = "auto"  # rows whose texts are in memory at once
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    on_collapse: Literal["warn", "stop"] = "warn"
+    matryoshka_dims: tuple[int, ...] = ()
+    hard_negatives: MiningConfig | None = None
 
     @classmethod
     def from_method(cls, contrastive: Contrastive, *, seed: int) -> Self:
         """Take over a job's method. Raises UnresolvedAutoError, naming the fields that are still `auto`."""
         values: dict[str, Any] = contrastive.hyperparameters.model_dump()
         loss: dict[str, Any] = contrastive.loss.model_dump()
-        unresolved = sorted(name for name, value in (values | loss).items() if value == "auto")
+        data = contrastive.data
+        unresolved = sorted(
+            name for name, value in (values | loss).items() if value == "auto" and name not in _RESOLVED_IN_TRAINING
+        )
         if unresolved:
             raise UnresolvedAutoError(f"Not resolved before training: {', '.join(unresolved)}.")
-        return cls(**values, loss=LossConfig(**loss), view=contrastive.data.view, seed=seed)
+        return cls(
+            **values,
+            loss=LossConfig(**loss),
+            hard_negatives=MiningConfig(**asked.model_dump()) if (asked := contrastive.hard_negatives) else None,
+            view=data.view,
+            mixing_temperature=data.mixing_temperature,
+            # Not resolved in a job that was queued before the field was there.
+            bucket_by_length=data.bucket_by_length is True,
+            seed=seed,
+            matryoshka_dims=tuple(contrastive.model.matryoshka_dims or ()),
+        )

@@ -8,15 +8,15 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from encoders.text import TextEncoder
+from encoders.loading import AnyEncoder
 from workers.data.prepared import Prepared
-from workers.training import tokens
 from workers.training.batch_loss import BatchLoss
 from workers.training.batches import Batches
+from workers.training.inputs import select
 
 
 @torch.no_grad()
-def validation_loss(encoder: TextEncoder, data: Prepared, loss: BatchLoss, *, batch_size: int, seed: int) -> float:
+def validation_loss(encoder: AnyEncoder, data: Prepared, loss: BatchLoss, *, batch_size: int, seed: int) -> float:
     """The loss over one epoch, without dropout: the mean over all pairs of all batches.
 
     The batches are those of the seed, so that two encoders are asked the same questions. The loss grows with
@@ -27,7 +27,7 @@ def validation_loss(encoder: TextEncoder, data: Prepared, loss: BatchLoss, *, ba
     total, pairs = 0.0, 0
     with _evaluating(encoder):
         for batch in Batches(data, batch_size=batch_size, seed=seed).epoch(0):
-            result = loss(encoder(tokens.select(data, batch.items)), batch)
+            result = loss(encoder(select(data, batch.items)), batch)
             total += result.value.item() * result.pairs
             pairs += result.pairs
     return total / pairs

@@ -126,6 +126,23 @@ class CrossBatchMemory(nn.Module):
             LossInputs(embeddings, labels, ref_emb, ref_labels, content_ids, ref_content_ids),
         )
 
+    def undo_point(self, rows: int) -> Callable[[], None]:
+        """What takes the next step back, if that puts in up to so many rows."""
+        first = int(self.seen)
+        places = torch.arange(first, first + min(rows, self.size), device=self.labels.device) % self.size
+        tables = self.embeddings, self.labels, self.content_ids
+        numbers = self.has_references, self.has_content_ids, self.seen, self.steps
+        overwritten = [table[places] for table in tables]
+        before = [number.clone() for number in numbers]
+
+        def undo() -> None:
+            for table, rows_before in zip(tables, overwritten, strict=True):
+                table[places] = rows_before
+            for number, value in zip(numbers, before, strict=True):
+                number.copy_(value)
+
+        return undo
+
     def _step(self, form: Callable[..., T], batch: LossInputs) -> T:
         if not self.training:
             return form(**batch._asdict())

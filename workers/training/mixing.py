@@ -24,11 +24,12 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from api_schemas.amounts import percent
 from workers.data.prepared import Prepared
 from workers.training.batches import Batch, Batches, Position
 
 #: Labels of a batch are numbers of rows, items or labels of its dataset, which are fewer than this.
-_LABELS_OF_A_DATASET = 2**40
+LABELS_OF_A_DATASET = 2**40
 
 
 class Mixture:
@@ -65,9 +66,11 @@ class Mixture:
         steps = sum(batches.total_steps for batches in self._batches)
         self.total_steps = steps if max_steps is None else min(steps, max_steps)
         self.start: Position = (0, *(part for batches in self._batches for part in batches.start))
-        self.notices = [notice for batches in self._batches for notice in batches.notices]
-        shares = mixing_shares([len(data) for data in datasets], temperature)
+        self.notices = _notices(self._batches)
+        shares = mixing_shares([data.row_count for data in datasets], temperature)
         self._sources = _schedule(shares, self.total_steps, seed)
+        #: Steps that each dataset has, (datasets,).
+        self.steps: list[int] = np.bincount(self._sources, minlength=len(datasets)).tolist()
 
     def starting_at(self, position: Position) -> Iterator[Batch]:
         """The batches from a position on, to the last step."""
@@ -79,9 +82,15 @@ class Mixture:
         for done, source in enumerate(self._sources[step:].tolist(), start=step + 1):
             batch = next(running[source])
             places[2 * source : 2 * source + 2] = batch.after
-            own = source * _LABELS_OF_A_DATASET
+            own = source * LABELS_OF_A_DATASET
             labels = np.where(batch.labels < 0, batch.labels - own, batch.labels + own)
             yield replace(batch, labels=labels, source=source, after=(done, *places))
+
+
+def _notices(datasets: Sequence[Batches]) -> list[str]:
+    if len(datasets) == 1:
+        return datasets[0].notices
+    return [f"Training file {number}: {notice}" for number, each in enumerate(datasets, 1) for notice in each.notices]
 
 
 def mixing_shares(rows: Sequence[int], temperature: float) -> npt.NDArray[np.float64]:
@@ -90,6 +99,16 @@ def mixing_shares(rows: Sequence[int], temperature: float) -> npt.NDArray[np.flo
     weights = (np.asarray(rows, dtype=np.float64) / max(rows)) ** (1 / temperature)
     shares: npt.NDArray[np.float64] = weights / weights.sum()
     return shares
+
+
+def told_shares(names: Sequence[str], steps: Sequence[int]) -> str:
+    """What share of the steps each file has, in a sentence; the numbers are those of the notices."""
+    total = sum(steps)
+    shares = (
+        f"training file {number} ({name}) has {count}, {percent(count / total)}"
+        for number, (name, count) in enumerate(zip(names, steps, strict=True), 1)
+    )
+    return f"Of {total} steps, {'; '.join(shares)}"
 
 
 def _schedule(shares: npt.NDArray[np.float64], steps: int, seed: int) -> npt.NDArray[np.int16]:

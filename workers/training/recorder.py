@@ -1,12 +1,14 @@
 """What a running attempt tells the outside: events, metrics and progress, each write fenced by its attempt."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import structlog
 from sqlalchemy.exc import OperationalError
 
+from api_schemas.evaluation import Evaluation
 from storage import jobs
 from storage.database import Database
 from workers.patience import patiently
@@ -35,12 +37,32 @@ class Recorder:
         self._steps: list[StepReport] = []
         self._written = time.monotonic()
 
-    def say(self, message: str, *, level: jobs.Level = "info") -> None:
+    def say(self, message: str, level: jobs.Level = "info") -> None:
         """Write an event that people read."""
 
         def write() -> None:
             with self._database.session_across_teams() as session:
                 jobs.record(session, self._attempt.job_id, self._attempt.number, message, level=level)
+
+        patiently(write)
+
+    def evaluated(self, evaluation: Evaluation) -> None:
+        """Keep the evaluation with the job, and tell its main metric."""
+
+        def write() -> None:
+            with self._database.session_across_teams() as session:
+                jobs.record_evaluation(
+                    session, self._attempt.job_id, self._attempt.number, evaluation.model_dump(), evaluation.summary
+                )
+
+        patiently(write)
+
+    def resolved(self, hyperparameters: dict[str, Any]) -> None:
+        """Write what hyperparameters that were `auto` have become."""
+
+        def write() -> None:
+            with self._database.session_across_teams() as session:
+                jobs.resolved(session, self._attempt.job_id, self._attempt.number, hyperparameters)
 
         patiently(write)
 
@@ -50,13 +72,23 @@ class Recorder:
         if report.step == report.total_steps:
             self.flush()
         elif time.monotonic() - self._written >= _WRITE_EVERY_SECONDS:
-            self._write_if_possible()
+            self.write_if_possible()
+
+    @property
+    def unwritten(self) -> Sequence[StepReport]:
+        """What is still kept."""
+        return tuple(self._steps)
+
+    def take_over(self, steps: Sequence[StepReport]) -> None:
+        """Keep what an earlier attempt could not write."""
+        self._steps[:0] = steps
 
     def flush(self) -> None:
         """Write what is still kept, waiting for a database that is away."""
         patiently(self._write)
 
-    def _write_if_possible(self) -> None:
+    def write_if_possible(self) -> None:
+        """Write what is still kept, or go on keeping it while the database is away."""
         try:
             self._write()
         except OperationalError as error:

@@ -6,38 +6,52 @@ Run as `python -m workers.training.run JOB_ID ATTEMPT` by `workers.tasks`, which
 import errno
 import signal
 import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
-import torch
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 
 from api_schemas.errors import LikenessError
+from api_schemas.evaluation import Evaluation
 from api_schemas.jobs import Method
-from encoders import export, registry
-from encoders.errors import EncoderError
-from encoders.text import TextEncoder
-from storage import jobs, models
+from encoders import onnx, registry
+from encoders.errors import AdaptationError, EncoderError
+from encoders.loading import AnyEncoder
+from storage import files as stored_files
+from storage import job_files, jobs, models
 from storage.artifacts import ArtifactStore, sha256
+from storage.checkpoints import JobCheckpoints
 from storage.database import Database
 from storage.logs import configure_logging
 from storage.settings import StorageSettings
 from storage.tables import Job
 from workers import exit_codes
+from workers.adapters import tokenizer_of
 from workers.data import validation
 from workers.data.preparation import NoRowsError, PreparationStopped
 from workers.data.prepared import Prepared
 from workers.dataset_files import DatasetFiles
+from workers.evaluation import card
+from workers.evaluation.job_evaluation import JobEvaluation, Subject
+from workers.evaluation.plan import split_of
 from workers.patience import patiently
-from workers.training import evaluation
+from workers.prompts import prompts_of
+from workers.training import evaluation, mixing, starting
 from workers.training.batch_loss import yardstick
 from workers.training.batches import NoBatchError
+from workers.training.checkpoints import Checkpoints
 from workers.training.config import TrainingConfig
 from workers.training.losses import NonFiniteEmbeddingsError
 from workers.training.recorder import Attempt, Recorder
+from workers.training.tensorboard import EventFile
 from workers.training.trainer import (
+    EmbeddingsCollapsedError,
     NonFiniteLossError,
     OutOfMemoryInTraining,
+    StepReport,
     Trainer,
     TrainingInterrupted,
     explaining_lack_of_memory,
@@ -57,7 +71,7 @@ def main(job_id: str, number: int) -> int:
         return _with_known_ends(run)
     except (jobs.StaleAttempt, TrainingInterrupted, PreparationStopped) as end:
         log.info("training_left", reason=type(end).__name__)
-        return exit_codes.INTERRUPTED if isinstance(end, TrainingInterrupted) else exit_codes.STALE
+        return exit_codes.STALE if isinstance(end, jobs.StaleAttempt) else exit_codes.INTERRUPTED
     except OperationalError as error:
         log.warning("database_away", reason=type(error).__name__)
         return exit_codes.DATABASE_AWAY
@@ -85,10 +99,12 @@ def _with_known_ends(run: "_Run") -> int:
     """Run, and record every failure that has a name under that name."""
     try:
         run.whole()
-    except (NonFiniteLossError, OutOfMemoryInTraining) as error:
+    except (NonFiniteLossError, EmbeddingsCollapsedError, OutOfMemoryInTraining) as error:
         run.fail(error.code, str(error))
     except LikenessError as error:
         run.fail(error.code, error.message)
+    except AdaptationError as error:
+        run.fail("invalid_value", f"`method.contrastive.model`: {error}")
     except EncoderError as error:
         run.fail("weights_unavailable", str(error))
     except (validation.DatasetError, NoRowsError) as error:
@@ -103,7 +119,10 @@ def _with_known_ends(run: "_Run") -> int:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        run.fail("disk_full", "The disk filled up; nothing was published. Free space and create the job again.")
+        run.pause(
+            "Paused because the disk is full: nothing half-written is left, and the last checkpoint is kept. Free "
+            "space in the data directory, for instance by deleting files and models that nobody needs"
+        )
     return exit_codes.RECORDED
 
 
@@ -122,28 +141,52 @@ class _Run:
         """Load, train, save, publish. Raises what `_with_known_ends` knows."""
         job = self._job()
         base_model, folder = self._base(job)
-        encoder = TextEncoder.load(folder, device="cuda" if torch.cuda.is_available() else "cpu")
         method = Method(**job.method).contrastive
+        if "onnx" in method.export:
+            onnx.check_installed()  # rather now than after training
         config = TrainingConfig.from_method(method, seed=job.seed)
-        files = DatasetFiles(self._settings, self._database, encoder.tokenizer, method.data)
-        training = self._prepared(files, job.training_file, encoder, config)
-        validation = self._prepared(files, job.validation_file, encoder, config) if job.validation_file else None
-        trainer = Trainer(encoder, [training], config)
-        for notice in trainer.batches.notices:
+        tokenizer = tokenizer_of(job, folder)
+        limit = min(config.max_seq_length or 0, tokenizer.max_seq_length)
+        prompts = prompts_of(job, method.model, folder)
+        files = DatasetFiles(self._settings, self._database, tokenizer, method.data, prompts)
+        held_out_ids = [job.validation_file] if job.validation_file else []
+        file_ids = [*job_files.training_ids(job), *held_out_ids]
+        prepared = {file_id: self._prepared(files, file_id, limit) for file_id in file_ids}
+        training = [prepared[file_id] for file_id in job_files.training_ids(job)]
+        validation = prepared[job.validation_file] if job.validation_file else None
+        split = split_of(training, validation, method.data.eval_split, job.seed)
+        held_out = split.evaluation if split else None
+        encoder = starting.encoder_of(job, method, folder, training[0])
+        trained_on = split.training if split else training
+        trainer = Trainer(encoder, trained_on, config, on_notice=lambda each: self._recorder.say(*each))
+        for notice in [*self._shares(job, trainer), *trainer.batches.notices]:
             self._recorder.say(notice)
-        before = _validation_loss(trainer, validation)
+        evaluating = JobEvaluation(trainer, split, method, self._recorder, self._stop)
+        stored = JobCheckpoints(self._artifacts, job.id)
+        checkpoints = Checkpoints(stored, trainer, self._recorder, method.checkpointing, evaluation=evaluating)
+        before = _validation_loss(trainer, held_out)
         self._recorder.say(f"Training {job.model} on {encoder.device}: {trainer.total_steps} steps")
-        trainer.run(on_step=self._recorder.step, should_stop=self._stop)
-        self._compare(before, _validation_loss(trainer, validation))
-        self._publish(job, encoder, base_model, folder, trainer.trained_tokens)
+        with EventFile(self._settings.tensorboard_dir / job.id) as board:
+            take_steps(trainer, checkpoints, evaluating, self._recorder, board, self._stop)
+        found = self._evaluated(evaluating, job, files)
+        self._compare(before, _validation_loss(trainer, held_out))
+        run = self._card(job, base_model, trainer, prepared, found)
+        self._publish(job, encoder, base_model, folder, run)
 
     def fail(self, code: str, message: str) -> None:
         """End the job with a reason."""
         log.warning("job_failed", code=code, reason=message)
+        self._leave(lambda session: jobs.fail(session, self._attempt.job_id, self._attempt.number, code, message))
 
+    def pause(self, message: str) -> None:
+        """Pause the job until somebody has done what the message asks for."""
+        log.warning("job_paused", reason=message)
+        self._leave(lambda session: jobs.pause_running(session, self._attempt.job_id, self._attempt.number, message))
+
+    def _leave(self, move: Callable[[Session], None]) -> None:
         def write() -> None:
             with self._database.session_across_teams() as session:
-                jobs.fail(session, self._attempt.job_id, self._attempt.number, code, message)
+                move(session)
 
         self._recorder.flush()
         patiently(write)
@@ -155,42 +198,107 @@ class _Run:
 
         return patiently(read)
 
-    def _base(self, job: Job) -> tuple[str, Path]:
-        """The base encoder's name and the verified folder of what training starts from."""
+    def _base(self, job: Job) -> tuple[str, Path | None]:
+        """The base encoder's name and the verified folder of what training starts from, if it is there already."""
         with self._database.session(job.team_id) as session:
             tuned = models.find(session, job.model)
         if tuned is not None:
             return tuned.base_model, self._artifacts.verify_model(tuned.artifact)
+        if job.model == registry.ADAPTER:
+            return job.model, None
         folder = registry.locate(job.model, self._settings.base_models_dir)
         promised = registry.available(self._settings.base_models_dir)[job.model].weights_sha256
         if promised is not None:
             registry.verify_weights(folder, promised)
         return job.model, folder
 
-    def _prepared(self, files: DatasetFiles, file_id: str, encoder: TextEncoder, config: TrainingConfig) -> Prepared:
-        limit = min(config.max_seq_length, encoder.max_seq_length)
+    def _prepared(self, files: DatasetFiles, file_id: str, limit: int) -> Prepared:
         data = files.prepared(files.verified(file_id), limit=limit, should_stop=self._stop)
         cut = f"; {data.truncated} of {data.items} texts are cut to {limit} tokens" if data.truncated else ""
-        self._recorder.say(f"Read {len(data)} rows with {data.distinct} different texts{cut}")
+        noun = "texts" if data.vectors is None else "vectors"
+        self._recorder.say(f"Read {len(data)} rows with {data.distinct} different {noun}{cut}")
         return data
+
+    def _shares(self, job: Job, trainer: Trainer) -> list[str]:
+        """How often each of several files comes, in a sentence."""
+        file_ids = job_files.training_ids(job)
+        if len(file_ids) == 1:
+            return []
+
+        def read() -> list[str]:
+            with self._database.session(job.team_id) as session:
+                return [stored_files.get(session, file_id).filename for file_id in file_ids]
+
+        return [mixing.told_shares(patiently(read), trainer.batches.steps)]
+
+    def _evaluated(self, evaluating: JobEvaluation, job: Job, files: DatasetFiles) -> Evaluation | None:
+        """The tuned encoder beside the base, written down before the model is published."""
+        source = job.validation_file or job.training_file
+        subject = Subject(job.id, source, lambda numbers: files.rows(files.verified(source), numbers))
+        found = evaluating.result(subject)
+        if found is not None:
+            self._recorder.evaluated(found)
+        return found
 
     def _compare(self, before: float | None, after: float | None) -> None:
         if before is not None and after is not None:
             self._recorder.say(f"Validation loss: {before:.4f} before training, {after:.4f} after")
 
-    def _publish(self, job: Job, encoder: TextEncoder, base_model: str, base_folder: Path, tokens: int) -> None:
+    def _card(
+        self,
+        job: Job,
+        base_model: str,
+        trainer: Trainer,
+        prepared: Mapping[str, Prepared],
+        found: Evaluation | None,
+    ) -> card.Run:
+        """What the model card is written from."""
+        self._recorder.flush()
+        base = registry.available(self._settings.base_models_dir).get(base_model)
+        files, losses = patiently(lambda: self._recorded(job, prepared))
+        return card.Run(
+            job_id=job.id,
+            base_model=base_model,
+            started_from=job.model,
+            license=base.license if base else None,
+            dimension=trainer.encoder.dimension,
+            max_seq_length=starting.length_read(trainer.encoder),
+            loading=starting.usage_of(trainer.encoder),
+            files=files,
+            method=job.method,
+            seed=job.seed,
+            steps=trainer.step,
+            trained_tokens=trainer.trained_tokens,
+            losses=losses,
+            evaluation=found,
+        )
+
+    def _recorded(
+        self, job: Job, prepared: Mapping[str, Prepared]
+    ) -> tuple[list[card.DataFile], list[tuple[int, float]]]:
+        """The files that the job read, and its loss by step."""
+        with self._database.session_across_teams() as session:
+            read = []
+            for param, file_id in job_files.named(job).items():
+                file = stored_files.get(session, file_id)
+                rows = len(prepared[file_id]) if file_id in prepared else file.rows
+                read.append(card.DataFile(card.purpose_of(param), file_id, file.sha256, rows))
+            return read, [(step["step"], step["loss"]) for step in jobs.metrics(session, job, max_points=1000)]
+
+    def _publish(self, job: Job, encoder: AnyEncoder, base_model: str, base_folder: Path | None, run: card.Run) -> None:
         """Save the encoder, make its folder visible, and end the job, in this order."""
         name = models.artifact_name(job)
         with self._artifacts.publishing_model(name) as folder:
-            export.save(encoder, folder, base_folder=base_folder)
+            starting.save(encoder, folder, base_folder=base_folder, formats=Method(**job.method).contrastive.export)
+            card.write(run, folder)
         weights = sha256(self._artifacts.model(name) / "model.safetensors")
 
         def write() -> None:
             with self._database.session_across_teams() as session:
                 jobs.succeed(
                     session, self._attempt.job_id, self._attempt.number, base_model=base_model,
-                    weights_sha256=weights, dimension=encoder.dimension, max_seq_length=encoder.max_seq_length,
-                    trained_tokens=tokens,
+                    weights_sha256=weights, dimension=encoder.dimension, max_seq_length=starting.length_read(encoder),
+                    trained_tokens=run.trained_tokens,
                 )  # fmt: skip
 
         try:
@@ -210,14 +318,52 @@ class _Run:
         return patiently(read)
 
 
+def take_steps(
+    trainer: Trainer,
+    checkpoints: Checkpoints,
+    evaluating: JobEvaluation,
+    recorder: Recorder,
+    board: EventFile,
+    should_stop: Callable[[], bool],
+) -> None:
+    """Take the steps that are left, keep the state after the last one, and put the model's weights in place.
+
+    Raises what `Trainer.run` and `JobEvaluation.begin` raise, but for StoppedEarly.
+    """
+
+    def on_step(report: StepReport) -> None:
+        recorder.step(report)
+        board.step(report)
+        checkpoints.after_step(report)
+        # Last: a stop in the middle of it leaves a whole checkpoint, from which only this is done again.
+        evaluating.after_step(report)
+
+    checkpoints.resume()
+    # What was resolved before an interruption is in the checkpoint.
+    recorder.resolved(trainer.resolve()._asdict())
+    try:
+        with evaluating.until_stopped():
+            evaluating.begin()
+            if not evaluating.stopped:
+                trainer.run(on_step=on_step, should_stop=should_stop)
+    except TrainingInterrupted:
+        checkpoints.save()
+        raise
+    recorder.flush()
+    checkpoints.save()
+    # Not before: a checkpoint holds the weights of its step.
+    evaluating.keep()
+
+
 def _validation_loss(trainer: Trainer, data: Prepared | None) -> float | None:
     """The loss of training, in batches of its size, on rows that it doesn't train on."""
     if data is None:
         return None
     config = trainer.config
     loss = yardstick(config.loss, dimension=trainer.encoder.dimension)
-    with explaining_lack_of_memory(config, "Taking the validation loss"):
+    with explaining_lack_of_memory(config, "Taking the validation loss"), suppress(NoBatchError):
         return evaluation.validation_loss(trainer.encoder, data, loss, batch_size=config.batch_size, seed=config.seed)
+    return None  # too few rows were held out for a batch
 
 
 if __name__ == "__main__":

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
 from api_schemas.errors import ERROR_CODES
-from tests.workers.data.forms import COMPRESSIONS, FORMS, json_lines, parquet, parquet_of, zstd
+from tests.workers.data.forms import COMPRESSIONS, FORMS, delimited, json_lines, parquet, parquet_of, zstd
 from tests.workers.data.test_sources import DATASETS
 from workers.data import parquet_layout
-from workers.data.formats import ReadOptions
+from workers.data.formats import ROLES, ReadOptions
 from workers.data.parquet_layout import BrokenLayoutError, Chunk, Pages, TooLargePageError
 from workers.data.validation import DatasetError, rows, validate
 
@@ -251,6 +251,36 @@ def test_any_bytes_are_judged(tmp_path, start, rest):
     judge(tmp_path / "upload", start + rest)
 
 
+ROLE_NAMES = sorted({role for roles in ROLES.values() for role in roles})
+NAMES_IN_FILES = st.sampled_from(
+    ["anchor", "positive", "neg", "text", "label", "lable", "vector", "views", "query", "x"]
+)
+
+
+@settings(MANY, max_examples=100)
+@given(names=st.lists(NAMES_IN_FILES, min_size=1, max_size=4, unique=True), data=st.data())
+def test_any_names_are_judged_whatever_was_told_of_them(tmp_path, names, data):
+    formats = st.none() | st.sampled_from([*ROLES])
+    told, data_format = data.draw(st.dictionaries(st.sampled_from(ROLE_NAMES), NAMES_IN_FILES)), data.draw(formats)
+    try:
+        options = ReadOptions(columns=told, format=data_format)
+    except ValueError:
+        reject()
+    for write in (json_lines, delimited):
+        judge(tmp_path / "upload", write([dict.fromkeys(names, text) for text in "abb"]), options)
+
+
+@pytest.mark.parametrize("depth", [120, 500, 900])
+def test_what_is_read_does_not_depend_on_who_reads_it(tmp_path, depth):
+    path = tmp_path / "upload"
+    path.write_text("".join(f'{{"text": "{text}", "x": {"[" * depth}{"]" * depth}}}\n' for text in "ab"))
+
+    def from_below(frames: int) -> bool:
+        return from_below(frames - 1) if frames else validate(path).usable
+
+    assert from_below(0) is from_below(300) is (depth < 128)
+
+
 @MANY
 @given(data=st.data(), content=st.sampled_from(FILES + PARQUET_FILES))
 def test_any_mutation_of_a_good_file_is_judged(tmp_path, data, content):
@@ -261,10 +291,10 @@ def test_any_mutation_of_a_good_file_is_judged(tmp_path, data, content):
     judge(tmp_path / "upload", bytes(mutated[: data.draw(st.none() | st.integers(0, len(mutated)))]))
 
 
-def judge(path: Path, content: bytes) -> None:
+def judge(path: Path, content: bytes, options: ReadOptions | None = None) -> None:
     """Both readings of a file agree, and nothing but what is documented is raised."""
     path.write_bytes(content)
-    report = validate(path)
+    report = validate(path, options=options)
     assert report.usable == (report.summary is None) == (not report.errors)
     assert sum(report.counts.values()) == report.error_count >= len(report.errors)
     for error in report.errors:
@@ -272,7 +302,7 @@ def judge(path: Path, content: bytes) -> None:
         error.message.encode()
         assert len(error.message) < 600
     try:
-        read = list(rows(path))
+        read = list(rows(path, options=options))
     except DatasetError:
         assert not report.usable
     else:

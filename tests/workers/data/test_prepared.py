@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from encoders.prompts import Prompts
 from tests.workers.data.rows import CLS, SEP, labelled, pair, plain, prepared, triplet, words
 from workers.data import preparation
 from workers.data.contents import content_ids
@@ -305,3 +306,23 @@ def test_sweeping_where_nothing_was_made_is_fine(tmp_path):
 def test_it_needs_no_torch():
     program = "import sys, workers.data.derived; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_prompts_stand_before_texts_by_their_place_and_are_no_part_of_their_content(folder: Path, tmp_path) -> None:
+    rows = [triplet("a", "b", "c", "d"), triplet("b", "a", "c")]
+    seen: list[str] = []
+
+    def tokenizer(texts):
+        seen.extend(texts)
+        return words(texts)
+
+    asked = prepare(iter(rows), folder, tokenizer=tokenizer, limit=9, prompts=Prompts({"query": "q ", "passage": "p "}))
+    assert set(seen) == {"q a", "p b", "p c", "p d", "q b", "p a"}
+    plain_texts = prepare(iter(rows), tmp_path / "plain", tokenizer=words, limit=9)
+    assert asked.contents.tolist() == plain_texts.contents.tolist()
+    labels = prepare(
+        iter([labelled("a", "x")]), tmp_path / "labels", tokenizer=words, limit=9, prompts=Prompts({"query": "q "})
+    )
+    assert items_of(labels) == items_of(
+        prepare(iter([labelled("a", "x")]), tmp_path / "none", tokenizer=words, limit=9)
+    )

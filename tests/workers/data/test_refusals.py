@@ -70,6 +70,10 @@ def corrupted(content: bytes, at: int) -> bytes:
     return content[:at] + bytes(255 - byte for byte in content[at : at + 8]) + content[at + 8 :]
 
 
+def nested(depth: int) -> list[Any]:
+    return [nested(depth - 1)] if depth > 1 else []
+
+
 PAIRS = [{"anchor": "a", "positive": "b"}, {"anchor": "c", "positive": "d"}]
 LABELS = [{"text": "a", "label": "x"}, {"text": "b", "label": "x"}, {"text": "c", "label": 7}]
 TRIPLETS = [{**pair, "negative": "n"} for pair in PAIRS]
@@ -129,6 +133,7 @@ KINDS = [
     Bad("a number of 5000 digits", lines(*PAIRS, '{"n": ' + "9" * 5000 + "}"), 3, None, "row_invalid_json", "Shorten it"),
     Bad("a line feed in a string", lines(*PAIRS, '{"anchor": "a\tb"}'), 3, None, "row_invalid_json", "one whole JSON"),
     Bad("depth", lines(*PAIRS, '{"a":' * 100_000), 3, None, "json_too_deep", "Remove the nested field"),
+    Bad("a list that is a little too deep", lines(*PAIRS, {**PAIRS[0], "x": nested(128)}), 3, None, "json_too_deep", "Remove the nested"),
     Bad("a key twice", lines(*PAIRS, '{"anchor": "a", "positive": "b", "anchor": "c"}'), 3, None, "duplicate_key", "Keep one"),
     Bad("a key twice, far inside", lines(*PAIRS, '{"m": {"k": 1, "k" : 2}}'), 3, None, "duplicate_key", "Keep one"),
     Bad("a key twice, written in two ways", lines('{"a": 1, "\\u0061"\t: 2}'), 1, None, "duplicate_key", "Keep one"),
@@ -169,6 +174,10 @@ KINDS = [
         "a format that was told and isn't there", lines(PAIRS[0]), 1, "negative", "row_missing_field", "Add it",
         ReadOptions(format="triplets"),
     ),
+    Bad(
+        "a text that was told, beside a positive", lines(PAIRS[0]), 1, None, "ambiguous_format", "data.format: texts",
+        ReadOptions(columns={"text": "anchor"}),
+    ),
     # Texts
     Bad("an empty text", lines(*PAIRS, {"anchor": "", "positive": "b"}), 3, "anchor", "row_empty_text", "Fill it"),
     Bad("a blank text", lines(*PAIRS, {"anchor": "a", "positive": " \u00a0\n"}), 3, "positive", "row_empty_text", "Fill it"),
@@ -198,7 +207,9 @@ KINDS = [
     Bad("a boolean in a vector", lines(*VECTORS, {"vector": [1, True], "label": "x"}), 4, "vector", "row_invalid_type", "numbers"),
     Bad("a vector that is none", lines(*VECTORS, {"vector": "0.1 0.2", "label": "x"}), 4, "vector", "row_invalid_type", "numbers"),
     Bad("an infinite vector", lines(*VECTORS, '{"vector": [1e999, 1], "label": "x"}'), 4, "vector", "not_finite", "Remove"),
-    Bad("an integer beyond floats", lines(*VECTORS, {"vector": [10**400, 1], "label": "x"}), 4, "vector", "not_finite", "double"),
+    Bad("an integer beyond floats", lines(*VECTORS, {"vector": [10**400, 1], "label": "x"}), 4, "vector", "not_finite", "single"),
+    Bad("a number beyond float32", lines(*VECTORS, {"vector": [1, 1e300], "label": "x"}), 4, "vector", "not_finite", "single"),
+    Bad("zero in float32", lines(*VECTORS, {"vector": [1e-300, 0], "label": "x"}), 4, "vector", "vector_is_zero", "Scale"),
     Bad("zeros", lines(*VECTORS, {"vector": [0, -0.0], "label": "x"}), 4, "vector", "vector_is_zero", "Remove the row"),
     # Tables
     Bad("a short row", table(HEADER, "a,b", "c", "d,e"), 3, None, "row_ragged", "Quote the cells"),
@@ -266,6 +277,7 @@ def test_every_code_of_rows_and_files_is_among_them_or_elsewhere() -> None:
     start, end = list(ERROR_CODES).index("empty_file"), list(ERROR_CODES).index("non_finite_loss")
     elsewhere = {"file_expands_too_much", "duplicate_id", "unknown_id"}  # test_bounds.py, test_beir.py
     elsewhere |= {"evaluation_in_training", "too_few_classes"}  # test_report.py: of files that are good by themselves
+    elsewhere |= {"relevance_without_texts"}  # test_relevance.py
     assert {bad.code for bad in KINDS} >= set(list(ERROR_CODES)[start:end]) - elsewhere
 
 
@@ -290,3 +302,16 @@ def test_the_first_hundred_of_each_kind_are_listed(tmp_path):
     }
     assert [error.row for error in report.errors] == [*range(1, 101), *range(253, 353), 403]
     assert report.summary.startswith("401 of 403 rows can't be used; the first is Row 1:")
+
+
+def test_the_first_hundred_are_listed_of_however_many_kinds(tmp_path):
+    path = tmp_path / "upload"
+    triplet = TRIPLETS[0]
+    bad = [{name: value for name, value in triplet.items() if name != left_out} for left_out in triplet]
+    bad += [{**triplet, name: value} for name in triplet for value in ("", "\0", 3, ["x"] * 65)]
+    path.write_bytes(lines(*TRIPLETS, *bad * 150, *["{", "{}", "[]", '{"a": NaN}', '{"a": 1, "a": 2}', b"\xff"] * 150))
+    report = validate(path)
+    assert len(report.counts) > 15
+    for kind, count in report.counts.items():
+        listed = [error for error in report.errors if (error.code, error.field) == kind]
+        assert len(listed) == 100 < count

@@ -104,6 +104,14 @@ def test_a_column_that_was_told_stands_beside_one_that_is_known(tmp_path):
     assert [row.label for row in rows(path, options=ReadOptions(columns={"label": "intent"}))] == ["buy", "buy"]
 
 
+def test_a_name_that_was_told_for_one_role_is_not_read_as_another(tmp_path):
+    path = tmp_path / "upload"
+    path.write_bytes(json_lines([{"negative": f"q{n}", "positive": f"a{n}", "neg": f"n{n}"} for n in range(2)]))
+    options = ReadOptions(columns={"anchor": "negative"})
+    assert [row.inputs for row in rows(path, options=options)] == [("q0", "a0", "n0"), ("q1", "a1", "n1")]
+    assert validate(path, options=ReadOptions(columns={"anchor": "positive"})).errors[0].code == "row_missing_field"
+
+
 def test_a_format_that_was_told_settles_what_is_ambiguous(tmp_path):
     path = tmp_path / "upload"
     record = {"anchor": "a", "positive": "b", "negative": "n", "text": "t", "label": "l", "embedding": [1, 2]}
@@ -128,6 +136,7 @@ def test_a_format_that_was_told_settles_what_is_ambiguous(tmp_path):
         ({"columns": {"anchor": "a", "label": "b"}}, "columns must name the roles of one format"),
         ({"columns": {"text": "a"}, "format": "pairs"}, "columns must name 'anchor' and 'positive'"),
         ({"columns": {"anchor": "a", "positive": "a"}}, "a different column for each role"),
+        ({"columns": {"anchor_vector": "positive_vector"}}, "a different column for each role"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(arguments, said):

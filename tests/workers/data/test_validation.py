@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from api_schemas.errors import ERROR_CODES
 from api_schemas.files import MAX_LISTED_ERRORS, MAX_ROW_BYTES
-from workers.data import rows
-from workers.data.validation import FileReport, validate
+from workers.data import json_lines, recurrence
+from workers.data.row import RowRefusedError
+from workers.data.validation import FileReport, rows, validate
 
 PAIR = '{"anchor": "a", "positive": "b"}'
 OTHER_PAIR = '{"anchor": "c", "positive": "d"}'
@@ -181,6 +182,40 @@ def test_refused_rows_are_counted_beyond_those_listed(path):
     assert report.summary.startswith("250 of 250 rows can't be used; the first is Row 1:")
 
 
+def code_of(line: bytes) -> tuple[str, str | None] | None:
+    try:
+        json_lines.parse(line)
+    except RowRefusedError as refusal:
+        return refusal.code, refusal.field
+    return None
+
+
+LIKE_JSON = st.lists(
+    st.sampled_from([b"{", b"}", b"[", b'"a"', b":", b"1", b",", b" ", b"NaN", b"-Infinity", b"\xff", b"\\u"]),
+    min_size=1,
+).map(b"".join)
+
+
+@ANY_BYTES
+@given(line=LIKE_JSON.filter(lambda line: not line.isspace()))
+def test_a_refused_row_is_of_the_same_kind_however_many_are_refused_before(path, line):
+    kind = code_of(line)
+    counts = report_on(path, *["{"] * MAX_LISTED_ERRORS, line).counts
+    counts["row_invalid_json", None] -= MAX_LISTED_ERRORS
+    if kind is not None:
+        assert counts.pop(kind) == 1
+        assert not any(counts.values())
+
+
+def test_rows_that_are_each_wrong_in_their_own_way_are_all_counted(path):
+    every = [json.dumps({"anchor": "a", f"positive{n}": "b"}) for n in range(3000)]
+    report = report_on(path, *every)
+    assert report.error_count == sum(report.counts.values()) == 3000
+    assert "Rename 'positive0'" in report.errors[0].message
+    report = report_on(path, PAIR, *every)
+    assert report.counts == {("row_missing_field", "positive"): 3000}
+
+
 # What messages say
 
 
@@ -258,6 +293,19 @@ def test_pairs_suffice_exactly_if_two_have_no_text_in_common(path, pairs):
 def test_labels_that_all_differ(path):
     report = report_on(path, LABELLED, '{"text": "b", "label": "y"}')
     assert only_error(report) == ("no_positives", None, "label")
+
+
+@pytest.mark.parametrize("again", [0, 3, 30, 44])
+def test_a_label_may_come_again_however_late(path, monkeypatch, again):
+    monkeypatch.setattr(recurrence, "_HELD", 10)
+    every = [json.dumps({"text": f"t{n}", "label": n}) for n in range(45)]
+    assert only_error(report_on(path, *every)) == ("no_positives", None, "label")
+    assert report_on(path, *every, json.dumps({"text": "another", "label": again})).usable
+
+
+def test_one_label_only_however_often(path, monkeypatch):
+    monkeypatch.setattr(recurrence, "_HELD", 10)
+    assert only_error(report_on(path, *[LABELLED] * 45)) == ("single_label", None, "label")
 
 
 def test_one_label_only(path):

@@ -313,13 +313,22 @@ def padding(data: Prepared, batches: Sequence[Batch]) -> float:
     return 1 - used / padded
 
 
+@pytest.mark.parametrize("batch_size", [32, 128])
 @pytest.mark.parametrize("columns", [1, 2], ids=["labels", "pairs"])
-def test_length_buckets_keep_padding_below_a_tenth(prepare, columns):
+def test_length_buckets_keep_padding_below_a_tenth(prepare, columns, batch_size):
     data = prepare(of_many_lengths(40_000, columns))
-    bucketed = epoch(data, 32, bucket_by_length=True)
-    assert padding(data, bucketed) < 0.1 < 0.5 < padding(data, epoch(data, 32))
+    bucketed = epoch(data, batch_size, bucket_by_length=True)
+    assert padding(data, bucketed) < 0.1 < 0.5 < padding(data, epoch(data, batch_size))
     assert used_items(bucketed) == dict.fromkeys(range(data.items), 1)
-    assert np.mean([batch.rows for batch in bucketed]) > 29
+    assert np.mean([batch.rows for batch in bucketed]) > 0.9 * batch_size
+
+
+def test_length_buckets_keep_padding_low_where_rows_wait_for_one_another(prepare):
+    rows = of_many_lengths(20_000, 2)
+    answers = [rows[n // 4].inputs[1] for n in range(len(rows))]
+    shuffled = np.random.default_rng(1).permutation(len(rows))
+    data = prepare([Row("pairs", (row.inputs[0], answers[n])) for row, n in zip(rows, shuffled, strict=True)])
+    assert padding(data, epoch(data, 32, bucket_by_length=True)) < 0.1
 
 
 def test_length_buckets_do_not_make_batches_of_one_topic(prepare):

@@ -15,6 +15,10 @@ RESOLVED = {
         "learning_rate": 2e-5,
         "max_steps": 7,
         "max_seq_length": 64,
+        "micro_batch_size": 4,
+        "lr_scheduler": "cosine",
+        "precision": "bf16",
+        "on_collapse": "stop",
     },
 }
 
@@ -32,6 +36,10 @@ def test_takes_over_every_hyperparameter():
         max_steps=7,
         max_seq_length=64,
         seed=3,
+        micro_batch_size=4,
+        lr_scheduler="cosine",
+        precision="bf16",
+        on_collapse="stop",
     )
 
 

@@ -108,6 +108,7 @@ def test_max_steps_is_an_upper_bound(datasets):
 def test_notices_of_all_datasets_are_said(datasets, tmp_path):
     small = prepared(tmp_path / "small", [labelled(n, n % 3) for n in range(7)])
     (said,) = Mixture([*datasets, small], batch_size=8, seed=0).notices
+    assert said.startswith(f"Training file {len(datasets) + 1}: ")
     assert "3 of 3" in said
 
 

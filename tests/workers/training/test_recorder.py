@@ -30,7 +30,7 @@ def recorder(database: Database, job_id: str) -> Recorder:
 
 def metrics_of(database: Database, job_id: str) -> list[dict[str, object]]:
     with database.session(TEAM) as session:
-        return list(jobs.metrics(session, jobs.get(session, job_id)))
+        return list(jobs.metrics(session, jobs.get(session, job_id), max_points=1000))
 
 
 def test_what_is_said_is_an_event(database: Database, job_id: str, recorder: Recorder) -> None:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import os
 import resource
 import shutil
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,14 +16,18 @@ from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
+from encoders import export
 from storage import jobs
 from storage.artifacts import ArtifactStore
 from storage.database import Database
 from storage.tables import Model
 from tests.installation import HELD_OUT, PAIRS, TINY, Installation
-from tests.workers.following import messages_of
+from tests.processes import pids_with, until
+from tests.workers.following import meanwhile, messages_of
+from workers import exit_codes
 from workers.training import run
 from workers.training.recorder import Attempt
+from workers.training.trainer import TrainingInterrupted
 
 LABELLED = [{"text": f"the word {word} and {number}", "label": word} for word in "abcde" for number in range(6)]
 HELD_OUT_LABELLED = [{**row, "text": f"{row['text']} again"} for row in LABELLED]
@@ -49,7 +55,7 @@ def model_of(shared: Installation, job: Any) -> Model:
 def published(store: ArtifactStore) -> set[str]:
     """Everything in the artifact store but the uploaded files."""
     root = store.model("").parent
-    return {path.name for folder in ("models", "unfinished") for path in (root / folder).iterdir()}
+    return {path.name for folder in ("models", "unfinished", "checkpoints") for path in (root / folder).iterdir()}
 
 
 @contextmanager
@@ -129,6 +135,21 @@ def test_labels_with_few_texts_are_told(shared: Installation) -> None:
     messages = messages_of(shared, job.id)
     assert any("texts: 1 of 6." in message for message in messages)
     assert "Rows that repeat a text and its label, and are left out: 1" in messages
+
+
+def test_what_training_resolved_is_echoed(shared: Installation, trained: Any) -> None:
+    hyperparameters = trained.method.contrastive["hyperparameters"]
+
+    assert (hyperparameters["micro_batch_size"], hyperparameters["precision"]) == (
+        hyperparameters["batch_size"],
+        "fp32",
+    )
+
+
+def test_steps_are_written_for_tensorboard(shared: Installation, trained: Any) -> None:
+    (file,) = (shared.settings.tensorboard_dir / trained.id).iterdir()
+
+    assert file.read_bytes().count(b"train/loss") == 3
 
 
 def test_every_step_is_measured(shared: Installation, trained: Any) -> None:
@@ -251,18 +272,125 @@ def test_base_weights_that_are_damaged_are_a_failure_with_a_reason(
     assert "model.safetensors" in failed.error.message
 
 
-def test_a_disk_that_fills_up_while_the_model_is_saved_is_a_failure_that_leaves_nothing(
-    shared: Installation, store: ArtifactStore, pairs_file: str
+# --- a job that is interrupted ---
+
+
+def test_a_disk_that_fills_up_at_a_checkpoint_pauses_the_job_and_leaves_nothing_half_written(
+    shared: Installation, store: ArtifactStore, pairs_file: str, trained: Any
 ) -> None:
     before = published(store)
-    job = shared.create_job(pairs_file)
+    job = shared.create_job(pairs_file, seed=7)
 
-    with no_file_longer_than(1_000_000):
-        failed = shared.train(job)
+    with no_file_longer_than(100_000):
+        paused = shared.train(job)
 
-    assert (failed.status, failed.error.code) == ("failed", "disk_full")
-    assert "Free space" in failed.error.message
-    assert published(store) == before
+    assert (paused.status, paused.error) == ("paused", None)
+    told = messages_of(shared, job.id)[-1]
+    assert "the disk is full" in told
+    assert "Free space" in told
+    assert f"POST /v1/fine_tuning/jobs/{job.id}/resume" in told
+    assert {path.name for path in store.checkpoints.glob(f"{job.id}/*")} == set()
+
+    shared.openai.fine_tuning.jobs.resume(job.id)
+    ended = shared.train(job)
+    assert ended.status == "succeeded"
+    assert model_of(shared, ended).weights_sha256 == model_of(shared, trained).weights_sha256
+    assert published(store) == {*before, f"{job.id}-2"}
+
+
+def test_a_disk_that_fills_up_while_the_model_is_saved_pauses_the_job_with_its_last_checkpoint(
+    shared: Installation, store: ArtifactStore, pairs_file: str, trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = published(store)
+    job = shared.create_job(pairs_file, seed=7)
+    save = export.save
+
+    def save_on_a_full_disk(*arguments: Any, **options: Any) -> None:
+        with no_file_longer_than(100_000):
+            save(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "save", save_on_a_full_disk)
+        assert run_here(shared, job.id, 1) == exit_codes.RECORDED
+
+    assert shared.openai.fine_tuning.jobs.retrieve(job.id).status == "paused"
+    assert published(store) == {*before, job.id}
+    [kept] = shared.openai.fine_tuning.jobs.checkpoints.list(job.id)
+    assert (kept.step_number, kept.fine_tuning_job_id) == (3, job.id)
+    assert kept.metrics.train_loss > 0
+
+    shared.openai.fine_tuning.jobs.resume(job.id)
+    ended = shared.train(job)
+    assert ended.status == "succeeded"
+    assert "Goes on from the checkpoint after step 3 of 3" in messages_of(shared, job.id)
+    assert model_of(shared, ended).weights_sha256 == model_of(shared, trained).weights_sha256
+    assert published(store) == {*before, f"{job.id}-2"}
+    assert list(shared.openai.fine_tuning.jobs.checkpoints.list(job.id)) == []
+
+
+def run_here(shared: Installation, job_id: str, attempt: int, should_stop: Callable[[], bool] = lambda: False) -> int:
+    """Run an attempt in this process. Returns the training process' exit code."""
+    database = Database(shared.settings.required_database_url, pool_size=2)
+    with database.session_across_teams() as session:
+        assert jobs.start(session, job_id, attempt, "worker-1") is not None
+    try:
+        training = run._Run(shared.settings, database, Attempt(job_id, attempt), should_stop)
+        return run._with_known_ends(training)
+    finally:
+        database.dispose()
+
+
+def test_a_training_that_is_asked_to_stop_keeps_its_last_step(
+    shared: Installation, pairs_file: str, trained: Any
+) -> None:
+    job = shared.create_job(pairs_file, seed=7)
+    asked = iter([False, False, True])
+    with pytest.raises(TrainingInterrupted):
+        run_here(shared, job.id, 1, lambda: next(asked))
+    with shared.database.session_across_teams() as session:
+        jobs.requeue(session, job.id, 1, "The worker is shutting down")
+
+    ended = shared.train(job)
+
+    assert "Goes on from the checkpoint after step 2 of 3" in messages_of(shared, job.id)
+    assert model_of(shared, ended).weights_sha256 == model_of(shared, trained).weights_sha256
+    assert steps_of(shared, job.id) == [1, 2, 3]
+
+
+def test_a_training_process_that_is_killed_goes_on_and_publishes_the_same_bytes(installation: Installation) -> None:
+    file_id = installation.upload(PAIRS)
+
+    def create() -> Any:
+        return installation.create_job(
+            file_id,
+            max_steps=200,
+            hyperparameters={"n_epochs": 1000, "batch_size": 4},
+            checkpointing={"every_steps": 20},
+        )
+
+    unbroken = installation.train(create())
+    job = create()
+    client = installation.openai.fine_tuning.jobs
+
+    def kill() -> None:
+        until(lambda: list(client.checkpoints.list(job.id)) != [])
+        [training] = pids_with(job.id)
+        os.kill(training, signal.SIGKILL)
+
+    with meanwhile(kill):
+        installation.train(job)
+    ended = installation.train(job)
+
+    assert (unbroken.status, ended.status, ended.attempt) == ("succeeded", "succeeded", 2)
+    assert any("Goes on from the checkpoint after step " in message for message in messages_of(installation, job.id))
+    assert model_of(installation, ended).weights_sha256 == model_of(installation, unbroken).weights_sha256
+    assert steps_of(installation, job.id) == list(range(1, 201))
+    assert list(client.checkpoints.list(job.id)) == []
+
+
+def steps_of(installation: Installation, job_id: str) -> list[int]:
+    metrics = installation.request("GET", f"/v1/fine_tuning/jobs/{job_id}/metrics").json()
+    return [step["step"] for step in metrics["data"]]
 
 
 # --- a database that is away at the wrong moment ---

@@ -16,13 +16,13 @@ from workers.training.batch_loss import TEMPERATURE_BOUNDS, yardstick
 from workers.training.batches import Batch
 from workers.training.config import LossConfig, TrainingConfig
 from workers.training.evaluation import validation_loss
+from workers.training.schedule import learning_rate_at
 from workers.training.trainer import (
     NonFiniteLossError,
     OutOfMemoryInTraining,
     StepReport,
     Trainer,
     TrainingInterrupted,
-    learning_rate_at,
 )
 
 
@@ -148,7 +148,7 @@ def test_a_learnable_temperature_is_learnt_and_reported(encoder, data, config):
 
 
 def test_frozen_weights_stay(encoder, data, config):
-    embeddings = encoder.bert.embeddings.word_embeddings.weight.requires_grad_(False)
+    embeddings = encoder.transformer.embeddings.word_embeddings.weight.requires_grad_(False)
     before = embeddings.clone()
     trained(encoder, data, config)
     assert torch.equal(embeddings, before)
@@ -269,15 +269,25 @@ def untouched(trainer: Trainer, before: dict[str, Tensor]) -> bool:
 
 def test_non_finite_embeddings_update_nothing(encoder, data, config):
     with torch.no_grad():
-        encoder.bert.embeddings.LayerNorm.weight[3] = math.nan
+        encoder.transformer.embeddings.LayerNorm.weight[3] = math.nan
     # NaN is not equal to itself, so what could have moved is looked at without it.
     before = {name: tensor.nan_to_num() for name, tensor in weights(encoder).items()}
     trainer = Trainer(encoder, [data], config)
-    with pytest.raises(NonFiniteLossError, match=r"embeddings are NaN or infinite at step 1 of 6.*learning rate"):
+    with pytest.raises(
+        NonFiniteLossError,
+        match=r"NaN or infinite at step 1 of 6.*rows (\d+, ){3}\d+ of the training",
+    ):
         trainer.run(on_step=pytest.fail, should_stop=never)
     with torch.no_grad():
-        encoder.bert.embeddings.LayerNorm.weight[3] = 0.0
+        encoder.transformer.embeddings.LayerNorm.weight[3] = 0.0
     assert untouched(trainer, before)
+
+
+def test_the_batch_that_gave_nan_is_named_by_its_rows(encoder, data, config):
+    with torch.no_grad():
+        encoder.transformer.embeddings.LayerNorm.weight[3] = math.nan
+    with pytest.raises(NonFiniteLossError, match="rows 1, 2, 3, 4, 5, 6, 7, 8 and 4 more of the training file"):
+        Trainer(encoder, [data], replace(config, batch_size=12)).run(on_step=pytest.fail, should_stop=never)
 
 
 @pytest.mark.parametrize(("spoilt", "what"), [("value", "The loss is"), ("gradient", "The gradient is")])

@@ -1,0 +1,122 @@
+"""Checkpoints of jobs: folders under `checkpoints/{job id}/{step}` in the artifact store.
+
+What is in one is the business of `workers.training.checkpoints`, but for SUMMARY, which the API lists. They are
+there as long as their job has not ended.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from api_schemas.jobs import ENDED
+from storage.artifacts import ArtifactStore, differing
+from storage.tables import Job
+
+SUMMARY = "checkpoint.json"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What is told of a checkpoint without opening it."""
+
+    step: int
+    created_at: int  # Unix time, seconds
+    train_loss: float
+
+
+class JobCheckpoints:
+    """The checkpoints of one job, whichever of its attempts wrote them."""
+
+    def __init__(self, artifacts: ArtifactStore, job_id: str) -> None:
+        self._artifacts = artifacts
+        self._job_id = job_id
+        self._root = artifacts.checkpoints / job_id
+
+    def steps(self) -> list[int]:
+        """The steps there are checkpoints of, newest first."""
+        try:
+            return sorted((int(path.name) for path in self._root.iterdir() if path.name.isdecimal()), reverse=True)
+        except FileNotFoundError:
+            return []
+
+    def folder(self, step: int) -> Path:
+        """Where the checkpoint of a step lies."""
+        return self._root / str(step)
+
+    def differing(self, step: int) -> list[str]:
+        """The files of a checkpoint that aren't as they were written; none for one that is whole."""
+        return differing(self.folder(step))
+
+    @contextmanager
+    def publishing(self, step: int) -> Iterator[Path]:
+        """A folder to write a checkpoint into, there once the block has ended well.
+
+        One of the same step that is there already stays: see `workers.training.checkpoints` for why that is right.
+        Raises OSError as the file system does; then nothing has changed.
+        """
+        self._root.mkdir(exist_ok=True)
+        try:
+            with self._artifacts.publishing(self.folder(step), name=f"{self._unfinished}{step}") as folder:
+                yield folder
+        except OSError:
+            if not self.folder(step).exists():
+                raise
+
+    def keep_newest(self, count: int) -> None:
+        """Remove all but the newest `count`."""
+        for step in self.steps()[count:]:
+            self.remove(step)
+
+    def remove(self, step: int) -> None:
+        """Remove one; fine if it is gone."""
+        shutil.rmtree(self.folder(step), ignore_errors=True)
+
+    def remove_unfinished(self) -> None:
+        """Remove what writers left that were killed."""
+        for path in self._artifacts.unfinished.glob(f"{self._unfinished}*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def remove_all(self) -> None:
+        """Remove them, and what writers left that were killed."""
+        self.remove_unfinished()
+        shutil.rmtree(self._root, ignore_errors=True)
+
+    def summaries(self) -> list[Summary]:
+        """What is told of each, newest first."""
+        found = []
+        for step in self.steps():
+            try:
+                told = json.loads((self.folder(step) / SUMMARY).read_text())
+                found.append(Summary(step, told["created_at"], told["train_loss"]))
+            except (OSError, ValueError, KeyError):
+                continue  # removed this moment, or torn: training passes over it too
+        return found
+
+    @property
+    def _unfinished(self) -> str:
+        return f"checkpoint-{self._job_id}-"
+
+
+def remove_if_ended(session: Session, artifacts: ArtifactStore, job_id: str) -> None:
+    """Remove a job's checkpoints if nothing will go on from them."""
+    state = session.scalar(select(Job.state).where(Job.id == job_id))
+    if state is None or state in ENDED:
+        JobCheckpoints(artifacts, job_id).remove_all()
+
+
+def sweep(session: Session, artifacts: ArtifactStore) -> int:
+    """Remove the checkpoints of jobs that have ended, left by who was killed. Returns of how many jobs."""
+    held = [path.name for path in artifacts.checkpoints.iterdir()]
+    going_on = set(session.scalars(select(Job.id).where(Job.id.in_(held), Job.state.not_in(ENDED))))
+    ended = [job_id for job_id in held if job_id not in going_on]
+    for job_id in ended:
+        JobCheckpoints(artifacts, job_id).remove_all()
+    return len(ended)

@@ -1,0 +1,199 @@
+"""The model card: README.md of a published folder, with its pictures, written from the run and nothing else.
+
+No text of a training or evaluation row is in it: a card travels with the model, and rows may be private.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from api_schemas.evaluation import TITLES, Evaluation, MetricComparison
+from workers.evaluation.pictures import draw_cosines, draw_training
+
+_CONCLUSIONS = {"better": "better", "worse": "worse", "no_clear_difference": "no clear difference"}
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A file that the run read."""
+
+    purpose: str  # such as: training
+    file_id: str
+    sha256: str
+    rows: int | None  # as far as they were counted
+
+
+def purpose_of(param: str) -> str:
+    """What a file is for that a request names in this field."""
+    if "additional" in param:
+        return "training"
+    return {"training_file": "training", "validation_file": "evaluation"}.get(param, param.rpartition(".")[2])
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a card is written from."""
+
+    job_id: str
+    base_model: str
+    started_from: str  # a tuned model, where the job began with one
+    license: str | None  # of the base model, SPDX
+    dimension: int
+    max_seq_length: int | None  # None: it reads vectors
+    loading: str | None  # how to use the folder, in Markdown; None: as SentenceTransformer
+    files: Sequence[DataFile]
+    method: dict[str, Any]
+    seed: int
+    steps: int
+    trained_tokens: int
+    losses: Sequence[tuple[int, float]]  # (step, loss)
+    evaluation: Evaluation | None
+
+
+def write(run: Run, folder: Path) -> None:
+    """Replace the folder's README.md, and draw its pictures. Raises OSError."""
+    draw_training(folder / "training.svg", run.losses, run.evaluation)
+    if run.evaluation is not None:
+        draw_cosines(folder / "cosines.svg", run.evaluation.cosines)
+    (folder / "README.md").write_text(text_of(run), encoding="utf-8")
+
+
+def text_of(run: Run) -> str:
+    """The card in Markdown, with the front matter that model hubs read."""
+    parts = [_front_matter(run), _opening(run), _loading(run), _figures(run), _data(run), _training(run), _limits(run)]
+    return "\n".join(parts)
+
+
+def _front_matter(run: Run) -> str:
+    license_line = f"license: {run.license}\n" if run.license else ""
+    if run.max_seq_length is None:
+        return f"---\n{license_line}tags:\n- feature-extraction\n- vector-adapter\n---\n"
+    return f"""---
+library_name: sentence-transformers
+pipeline_tag: sentence-similarity
+base_model: {json.dumps(run.base_model)}
+{license_line}tags:
+- sentence-transformers
+- feature-extraction
+- sentence-similarity
+---
+"""
+
+
+def _opening(run: Run) -> str:
+    further = "" if run.started_from == run.base_model else f" Training began with `{run.started_from}`."
+    if run.max_seq_length is None:
+        return f"""# A fine-tuned adapter for vectors
+
+It takes vectors of {run.dimension} numbers, made by the encoder that made those it was trained on, to vectors of
+{run.dimension} numbers of length 1. Two are as alike as their dot product says. The encoder itself is not in here.
+{further.lstrip()}
+"""
+    return f"""# A text encoder tuned from {run.base_model}
+
+It maps a text of up to {run.max_seq_length} tokens to {run.dimension} numbers of length 1. Two texts are as alike as
+the dot product of theirs says.{further}
+"""
+
+
+def _loading(run: Run) -> str:
+    if run.loading is not None:
+        return f"## How to use it\n\n{run.loading}"
+    return """## How to load it
+
+```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("path/to/this/folder")
+vectors = model.encode(["one text", "another"])
+```
+"""
+
+
+def _figures(run: Run) -> str:
+    found = run.evaluation
+    if found is None:
+        return "## Evaluation\n\nNone: the job had no rows to evaluate on, or none that say what is alike.\n"
+    split = found.split
+    origin = "the job's validation file" if split.source == "validation_file" else "held out of the training file"
+    distractors = f", {split.distractors} of them from the training file" if split.distractors else ""
+    rows = "\n".join(map(_row, found.metrics))
+    noun = "texts" if run.max_seq_length is not None else "vectors"
+    return f"""## Evaluation
+
+{found.summary}.
+
+| Metric | Base | Tuned | Difference | 95 % interval | |
+|---|---|---|---|---|---|
+{rows}
+
+Rows: {split.rows}, {origin}. {split.queries} {noun} looked for their answers among {split.documents}{distractors}.
+Split: `{split.id}`. Intervals: paired bootstrap, {found.resamples} resamples of {split.groups} groups of rows that
+share texts, seed {found.seed}. They tell how far the choice of these rows moves the difference, and nothing of other
+data.
+
+![Cosines of {noun} that are alike and of others, before and after training](cosines.svg)
+"""
+
+
+def _row(metric: MetricComparison) -> str:
+    return (
+        f"| {TITLES[metric.name]} | {metric.base:.3f} | {metric.tuned:.3f} | {metric.difference:+.3f} | "
+        f"{metric.low:+.3f} … {metric.high:+.3f} | {_CONCLUSIONS[metric.conclusion]} |"
+    )
+
+
+def _data(run: Run) -> str:
+    rows = "\n".join(
+        f"| {file.purpose} | `{file.file_id}` | {'' if file.rows is None else file.rows} | `{file.sha256}` |"
+        for file in run.files
+    )
+    return f"""## Data
+
+| Used for | File | Rows | SHA-256 |
+|---|---|---|---|
+{rows}
+"""
+
+
+def _training(run: Run) -> str:
+    kept = run.evaluation.kept_step if run.evaluation else run.steps
+    return f"""## Training
+
+Job `{run.job_id}`: {run.steps} steps, {run.trained_tokens} tokens, seed {run.seed}. The weights are those after step
+{kept}.
+
+![The loss by step, and the metric where it was measured](training.svg)
+
+```json
+{json.dumps(run.method, indent=2, ensure_ascii=False)}
+```
+"""
+
+
+def _limits(run: Run) -> str:
+    if run.max_seq_length is None:
+        noun, base = "vectors", "encoder that made the vectors"
+        rights = (
+            f"The {base} has a licence of its own. Whoever publishes this adapter has to mind it, and the rights to"
+        )
+    else:
+        noun, base = "texts", "base encoder"
+        known = f"`{run.license}`" if run.license else "not known to the service that trained it; ask its operator"
+        rights = f"The {base}'s licence is {known}. Whoever publishes this model has to mind it, and the rights to"
+    return f"""## Intended use and limits
+
+Search, clustering and comparison of {noun} like those it was trained on, by cosine similarity. A cosine is no
+probability: choose thresholds on data of your own. It is measured on one split of one data set; on {noun} of other
+kinds and in other languages it may be worse than the {base}. It takes over what is biased in the {base}
+and in the training data. Vectors of different models must not be compared.
+
+## Licence
+
+{rights}
+the training data.
+"""

@@ -1,0 +1,201 @@
+"""An encoder's answers to the questions of a split, and two encoders' side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from api_schemas.evaluation import TITLES, CosineHistogram, MetricComparison, MetricName
+from encoders.loading import AnyEncoder
+from workers.evaluation import bootstrap, labels, retrieval, separation
+from workers.evaluation.bootstrap import Interval
+from workers.evaluation.embedding import embed
+from workers.evaluation.metrics import LABELS, RETRIEVAL
+from workers.evaluation.questions import questions_of
+from workers.evaluation.split import Split
+
+Floats = npt.NDArray[np.floating]
+Indices = npt.NDArray[np.int64]
+
+#: From −1 to 1.
+_EDGES = np.linspace(-1, 1, 41)
+#: Of Measured, besides `values`.
+_ARRAYS = ("chances", "clusters", "places", "right", "wrong")
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What an encoder makes of the questions; n queries, r right and w wrong pairs, m documents."""
+
+    values: dict[MetricName, Floats]  # (n,) of the metrics that are means over queries
+    chances: Floats | None  # (r,) whose mean is the AUC; None where there is no wrong pair
+    clusters: Indices | None  # (m,) of labelled texts
+    places: Indices  # (n,) of each query's first answer, from 1
+    right: Floats  # (r,) cosines
+    wrong: Floats  # (w,)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The arrays as tensors, which share their memory."""
+        return {
+            "values": {name: torch.from_numpy(values) for name, values in self.values.items()},
+            **{name: _tensor(getattr(self, name)) for name in _ARRAYS},
+        }
+
+    @classmethod
+    def of_state_dict(cls, state: dict[str, Any]) -> Self:
+        """Exactly what `state_dict` was taken of."""
+        values = {name: tensor.numpy() for name, tensor in state["values"].items()}
+        return cls(values=values, **{name: _array(state[name]) for name in _ARRAYS})
+
+
+class Evaluator:
+    """Asks encoders the questions of one split. Raises NoQuestionsError if there is nothing to ask."""
+
+    def __init__(self, split: Split, *, seed: int, before_batch: Callable[[], None] = lambda: None) -> None:
+        """before_batch: called before each forward; may raise, to stop."""
+        self.split = split
+        self.seed = seed
+        self.questions = questions_of(split.evaluation, split.training[0], seed=seed)
+        self.task: Literal["retrieval", "labels"] = "retrieval" if self.questions.labels is None else "labels"
+        self._pairs = separation.drawn_pairs(self.questions, seed=seed)
+        self._before_batch = before_batch
+
+    def measure(self, encoder: AnyEncoder) -> Measured:
+        """Embed and search. The encoder's mode is left as it is."""
+        asked = self.questions
+        documents = self._embed(encoder, asked.documents)
+        queries = documents[asked.itself] if asked.labels is not None else self._embed(encoder, asked.queries)
+        found = retrieval.places(queries, self._with_distractors(encoder, documents), asked)
+        right = separation.cosines(self._pairs.right, queries, documents)
+        wrong = separation.cosines(self._pairs.wrong, queries, documents)
+        return Measured(
+            values=self._values(found, documents),
+            chances=separation.chances(right, wrong) if len(wrong) else None,
+            clusters=self._clusters(documents),
+            places=retrieval.best_places(found, asked),
+            right=right,
+            wrong=wrong,
+        )
+
+    def score(self, measured: Measured, metric: MetricName) -> float:
+        """One number. Raises KeyError for a metric that isn't of this task."""
+        if metric == "auc" and measured.chances is not None:
+            return float(measured.chances.mean())
+        if metric == "nmi" and measured.clusters is not None:
+            return labels.mutual_information(self._label_numbers(), measured.clusters)
+        return float(measured.values[metric].mean())
+
+    def compare(self, base: Measured, tuned: Measured) -> list[MetricComparison]:
+        """Each metric of both, with the interval of the difference; the main one first."""
+        names = LABELS if self.task == "labels" else RETRIEVAL
+        return [self._compared(name, base, tuned) for name in names if name != "auc" or base.chances is not None]
+
+    def _compared(self, name: MetricName, base: Measured, tuned: Measured) -> MetricComparison:
+        before, after = self.score(base, name), self.score(tuned, name)
+        low, high = self._interval(name, base, tuned)
+        return MetricComparison(
+            name=name,
+            base=before,
+            tuned=after,
+            difference=after - before,
+            low=low,
+            high=high,
+            conclusion="better" if low > 0 else "worse" if high < 0 else "no_clear_difference",
+        )
+
+    def _interval(self, name: MetricName, base: Measured, tuned: Measured) -> Interval:
+        groups = self.questions.groups
+        if name == "auc" and base.chances is not None and tuned.chances is not None:
+            asking = self._pairs.right[:, 0]
+            return bootstrap.of_means(tuned.chances - base.chances, groups[asking], seed=self.seed)
+        if name == "nmi" and base.clusters is not None and tuned.clusters is not None:
+            numbers, before, after = self._label_numbers(), base.clusters, tuned.clusters
+
+            def difference(drawn: Indices) -> float:
+                return labels.mutual_information(numbers[drawn], after[drawn]) - labels.mutual_information(
+                    numbers[drawn], before[drawn]
+                )
+
+            return bootstrap.of_statistic(difference, len(numbers), seed=self.seed)
+        return bootstrap.of_means(tuned.values[name] - base.values[name], groups, seed=self.seed)
+
+    def _values(self, found: Indices, documents: Floats) -> dict[MetricName, Floats]:
+        asked = self.questions
+        if asked.labels is None:
+            return {name: values(found, asked) for name, values in retrieval.METRICS.items()}
+        return {
+            "map@r": retrieval.average_precision_at_r(found, asked),
+            "knn_accuracy": labels.neighbours_agree(documents, asked),
+        }
+
+    def _clusters(self, documents: Floats) -> Indices | None:
+        if self.questions.labels is None:
+            return None
+        return labels.clusters(documents, len(np.unique(self.questions.labels)), seed=self.seed)
+
+    def _label_numbers(self) -> Indices:
+        """From 0, of each document; (m,)."""
+        assert self.questions.labels is not None  # noqa: S101 (asked of labelled texts only)
+        numbers: Indices = np.unique(self.questions.labels, return_inverse=True)[1]
+        return numbers
+
+    def _embed(self, encoder: AnyEncoder, items: Indices) -> npt.NDArray[np.float32]:
+        return embed(encoder, self.split.evaluation, items, before_batch=self._before_batch)
+
+    def _with_distractors(self, encoder: AnyEncoder, documents: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        if not len(self.questions.distractors):
+            return documents
+        others = embed(encoder, self.split.training[0], self.questions.distractors, before_batch=self._before_batch)
+        return np.concatenate([documents, others])
+
+
+def in_words(metric: MetricComparison) -> str:
+    """A metric's comparison as a sentence, without its full stop."""
+    conclusions = {
+        "better": "the tuned model is better",
+        "worse": "the tuned model is worse",
+        "no_clear_difference": "the interval holds 0, so that may be chance",
+    }
+    return (
+        f"{TITLES[metric.name]} on rows that were not trained on: {metric.base:.3f} before training, "
+        f"{metric.tuned:.3f} after; the difference is {metric.difference:+.3f} (95 % interval {metric.low:+.3f} … "
+        f"{metric.high:+.3f}): {conclusions[metric.conclusion]}"
+    )
+
+
+def histogram(base: Measured, tuned: Measured) -> CosineHistogram:
+    """Cosines of right and of wrong pairs under both encoders."""
+    return CosineHistogram(
+        edges=[round(float(edge), 3) for edge in _EDGES],
+        right_before=_counts(base.right),
+        right_after=_counts(tuned.right),
+        wrong_before=_counts(base.wrong),
+        wrong_after=_counts(tuned.wrong),
+    )
+
+
+def most_changed(base: Measured, tuned: Measured, count: int) -> tuple[Sequence[int], Sequence[int]]:
+    """The queries that gained and those that lost most, by 1 / place; at most `count` of each."""
+    gains = 1 / tuned.places - 1 / base.places
+    order = np.argsort(-gains, kind="stable")
+    gained = [int(query) for query in order[:count] if gains[query] > 0]
+    lost = [int(query) for query in order[::-1][:count] if gains[query] < 0]
+    return gained, lost
+
+
+def _tensor(values: npt.NDArray[Any] | None) -> Tensor | None:
+    return None if values is None else torch.from_numpy(values)
+
+
+def _array(tensor: Tensor | None) -> Any:
+    return None if tensor is None else tensor.numpy()
+
+
+def _counts(cosines: Floats) -> list[int]:
+    return [int(count) for count in np.histogram(np.clip(cosines, -1, 1), _EDGES)[0]]
