@@ -116,7 +116,6 @@ def _measure_growth(results: Results, options: argparse.Namespace, report: Repor
 
 def _keep(speed: Speed, name: Name, trained: Trained) -> None:
     speed.seconds.setdefault(name, []).append(trained.seconds)
-    speed.outside += trained.outside
 
 
 def _show(heading: str, lines: Iterable[str]) -> None:

@@ -39,7 +39,6 @@ class Trained:
     """What a training took, and the unit vectors (n, d) that its model gives for the texts asked about."""
 
     seconds: list[float] = field(default_factory=list)  # of each step but the first, which warms up
-    outside: list[float] = field(default_factory=list)  # share of each that was not forward, backward or optimizer
     vectors: np.ndarray | None = None
 
 
@@ -68,11 +67,11 @@ def _likeness(training: Training) -> Trained:
         data = prepared(training.texts, encoder.tokenizer, Path(folder) / "pairs")
         trainer = Trainer(encoder, [data], config(training, rows=len(data)))
 
-        def on_step(report: StepReport) -> None:
-            trained.outside.append(max(0.0, 1 - report.seconds / clock.lap()))
+        def on_step(_: StepReport) -> None:
+            clock.lap()
 
         trainer.run(on_step=on_step, should_stop=lambda: False)
-    trained.seconds, trained.outside = clock.laps[1:], trained.outside[1:]
+    trained.seconds = clock.laps[1:]
     if training.asked:
         trained.vectors = encoder.encode(training.asked)
     return trained
@@ -107,13 +106,13 @@ def _peer(training: Training) -> Trained:
         SentenceTransformer,
         SentenceTransformerTrainer,
         SentenceTransformerTrainingArguments,
-        losses,
     )
+    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
     from transformers import TrainerCallback
 
     clock = _Clock()
 
-    class Listener(TrainerCallback):  # type: ignore[misc]
+    class Listener(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
             clock.lap()
 
@@ -128,7 +127,7 @@ def _peer(training: Training) -> Trained:
                 num_train_epochs=1,
                 max_steps=-1 if training.steps is None else training.steps,
                 learning_rate=LEARNING_RATE,
-                warmup_ratio=WARMUP,
+                warmup_steps=WARMUP,  # a share, where it is below 1
                 weight_decay=WEIGHT_DECAY,
                 max_grad_norm=MAX_GRAD_NORM,
                 seed=training.seed,
@@ -140,7 +139,7 @@ def _peer(training: Training) -> Trained:
                 dataloader_pin_memory=torch.cuda.is_available(),
             ),
             train_dataset=Dataset.from_list([pair._asdict() for pair in training.texts.pairs]),
-            loss=losses.MultipleNegativesRankingLoss(model),
+            loss=MultipleNegativesRankingLoss(model),
             callbacks=[Listener()],
         ).train()
     vectors = model.encode(list(training.asked), normalize_embeddings=True) if training.asked else None

@@ -20,18 +20,17 @@ LENGTHS: dict[Kind, str] = {"short": "short", "tail": "long tail of lengths", "l
 FASTER: dict[Kind, float] = {"short": 2.3, "tail": 4.0, "long": 1.3}
 FASTER_FP32 = 1.4
 CACHED = (512, 64)
-MOST_MEMORY, LEAST_SPEED, MOST_OUTSIDE = 0.25, 0.65, 0.05
+MOST_MEMORY, LEAST_SPEED = 0.25, 0.65
 
 
 @dataclass
 class Speed:
-    """Seconds of each step by contestant and round, and the share of a step of Likeness that is not its own work."""
+    """Seconds of each step by contestant and round."""
 
     batch_size: int
     mean_tokens: float
     most_tokens: int
     seconds: dict[Name, list[list[float]]] = field(default_factory=dict)
-    outside: list[float] = field(default_factory=list)
 
     def pairs_per_second(self, name: Name) -> float:
         return self.batch_size / median(second for taken in self.seconds[name] for second in taken)
@@ -117,7 +116,7 @@ def _cells(results: Results, size: int, micro: int) -> list[str]:
 def floors(results: Results, precision: str) -> list[Floor]:
     """What is asked, beside what was reached."""
     found = [_faster(results, kind, FASTER_FP32 if precision == "fp32" else times) for kind, times in FASTER.items()]
-    return [*found, _quality(results), *_cached(results), _outside(results)]
+    return [*found, _quality(results), *_cached(results)]
 
 
 def _faster(results: Results, kind: Kind, times: float) -> Floor:
@@ -161,17 +160,6 @@ def _cached(results: Results) -> list[Floor]:
             speed is not None and speed >= LEAST_SPEED,
         ),
     ]
-
-
-def _outside(results: Results) -> Floor:
-    shares = [share for speed in results.speeds.values() for share in speed.outside]
-    share = median(shares) if shares else None
-    return _floor(
-        "a step outside forward, backward and optimizer",
-        f"< {MOST_OUTSIDE:.0%} of its time".replace("%", " %"),
-        None if share is None else f"{100 * share:.1f} %",
-        share is not None and share < MOST_OUTSIDE,
-    )
 
 
 def _floor(where: str, asked: str, measured: str | None, reached: bool) -> Floor:
