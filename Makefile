@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format docs figures bench-loss bench-data constraints clean
+.PHONY: help setup demo test lint format docs figures bench-loss bench-data bench-train constraints clean
 
 help: ## List the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -45,6 +45,11 @@ bench-loss: $(INSTALLED) ## Measure time and memory of the loss beside the alter
 
 bench-data: $(INSTALLED) ## Measure validation, tokenizing and sampling of a million rows: ten minutes at most
 	$(BIN)/python -m bench.data
+
+bench-train: $(INSTALLED) ## Measure training beside sentence-transformers' trainer, and a step: half an hour
+	$(BIN)/pip install --quiet --upgrade-strategy only-if-needed --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python -m bench.train
+	$(BIN)/python -m bench.train_step
 
 constraints: ## Pin what a fresh install of pyproject.toml gets today
 	rm -rf build/pin && $(PYTHON) -m venv build/pin
