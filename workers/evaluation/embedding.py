@@ -10,6 +10,7 @@ import numpy.typing as npt
 from encoders.text import TextEncoder
 from workers.data.prepared import Prepared
 from workers.training import tokens
+from workers.training.losses import NonFiniteEmbeddingsError
 from workers.training.units import item_lengths
 
 #: No forward is given more, unless one text alone is longer.
@@ -21,7 +22,7 @@ def embed(
 ) -> npt.NDArray[np.float32]:
     """Items to (n, d) float32 of length 1, in the order given; without dropout, training or not.
 
-    `before_batch` may raise, to stop.
+    `before_batch` may raise, to stop. Raises NonFiniteEmbeddingsError.
     """
     vectors = np.zeros((len(items), encoder.dimension), dtype=np.float32)
     order = np.argsort(item_lengths(data, items), kind="stable")
@@ -29,4 +30,6 @@ def embed(
     for batch in np.split(order, np.flatnonzero(np.diff(batches)) + 1):
         before_batch()
         vectors[batch] = encoder.embed(tokens.select(data, items[batch]))
+    if not (finite := np.isfinite(vectors).all(axis=1)).all():
+        raise NonFiniteEmbeddingsError(np.flatnonzero(~finite).tolist(), "embeddings")
     return vectors

@@ -15,7 +15,7 @@ from workers.evaluation.evaluator import Evaluator, Measured, histogram, in_word
 from workers.evaluation.questions import NoQuestionsError
 from workers.evaluation.split import Split
 from workers.training.recorder import Recorder
-from workers.training.trainer import StepReport, Trainer, TrainingInterrupted
+from workers.training.trainer import StepReport, Trainer, TrainingInterrupted, explaining_lack_of_memory
 
 #: Examples told of each kind.
 _EXAMPLES = 5
@@ -35,7 +35,7 @@ class Subject:
 
 
 class JobEvaluation:
-    """Wraps a job's training: `train` in place of the trainer's `run`, then `result`.
+    """Wraps a job's training: `measure_base`, `train` in place of the trainer's `run`, then `result`.
 
     Without a split, or without anything to ask in it, it is the trainer's `run` and no result.
     """
@@ -58,13 +58,13 @@ class JobEvaluation:
         #: None where nothing is evaluated while training.
         self.early_stopping = self._early_stopping_of(method)
 
-    def train(self) -> None:
-        """Measure the base encoder, take the steps, and put the weights in place that are kept.
-
-        Raises what `Trainer.run` raises.
-        """
+    def measure_base(self) -> None:
+        """To be called while the encoder is still the base: also in a training that then goes on somewhere."""
         if self._evaluator is not None:
-            self._base = self._evaluator.measure(self._encoder)
+            self._base = self._measured(self._evaluator)
+
+    def train(self) -> None:
+        """Take the steps, and put the weights in place that are kept. Raises what `Trainer.run` raises."""
         if self.early_stopping is None or self._base is None or self._evaluator is None:
             self._run(self._recorder.step)
             self._kept_step = self._trainer.step
@@ -85,7 +85,7 @@ class JobEvaluation:
         evaluator, base = self._evaluator, self._base
         if evaluator is None or base is None:
             return None
-        tuned = evaluator.measure(self._encoder)
+        tuned = self._measured(evaluator)
         metrics = evaluator.compare(base, tuned)
         metrics.sort(key=lambda each: each.name != self._metric)
         gained, lost = most_changed(base, tuned, _EXAMPLES)
@@ -110,6 +110,10 @@ class JobEvaluation:
     @property
     def _encoder(self) -> TextEncoder:
         return self._trainer.encoder
+
+    def _measured(self, evaluator: Evaluator) -> Measured:
+        with explaining_lack_of_memory(self._trainer.config, "The evaluation"):
+            return evaluator.measure(self._encoder)
 
     def _run(self, on_step: Callable[[StepReport], None]) -> None:
         self._trainer.run(on_step=on_step, should_stop=self._should_stop)
@@ -140,7 +144,7 @@ class JobEvaluation:
         stopping = method.early_stopping
         return EarlyStopping(
             self._encoder,
-            lambda: evaluator.score(evaluator.measure(self._encoder), self._metric),
+            lambda: evaluator.score(self._measured(evaluator), self._metric),
             every_steps=every,
             patience=stopping.patience if stopping else None,
             min_delta=stopping.min_delta if stopping else 0.0,

@@ -103,8 +103,8 @@ def _with_known_ends(run: "_Run") -> int:
     except NoBatchError as error:
         run.fail("invalid_value", str(error))
     except NonFiniteEmbeddingsError as error:
-        # Training names its own step; this is the validation file under weights that are no good.
-        run.fail("non_finite_loss", f"The validation loss can't be taken: {error}. Try a tenth of the learning rate.")
+        # Training names its own step; this is the evaluation under weights that are no good.
+        run.fail("non_finite_loss", f"The model can't be evaluated: {error}. Try a tenth of the learning rate.")
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
@@ -138,6 +138,7 @@ class _Run:
         for notice in trainer.batches.notices:
             self._recorder.say(notice)
         evaluating = JobEvaluation(trainer, split, method, self._recorder, self._stop)
+        evaluating.measure_base()
         held_out = split.evaluation if split else None
         before = _validation_loss(trainer, held_out)
         self._recorder.say(f"Training {job.model} on {encoder.device}: {trainer.total_steps} steps")
