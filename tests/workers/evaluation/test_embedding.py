@@ -30,7 +30,7 @@ def data(encoder: TextEncoder, tmp_path: Path) -> Prepared:
 def test_vectors_are_those_of_the_texts_in_the_order_asked_for(
     encoder: TextEncoder, data: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedding, "_TOKENS_AT_ONCE", 40)
+    monkeypatch.setattr(embedding, "_TOKENS_AT_ONCE", 15)
     items = np.array([7, 3, 29, 3, 0])
     batches: list[None] = []
 
