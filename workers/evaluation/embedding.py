@@ -11,6 +11,7 @@ from encoders.loading import AnyEncoder
 from encoders.text import TextEncoder
 from workers.data.prepared import Prepared
 from workers.training import tokens
+from workers.training.losses import NonFiniteEmbeddingsError
 from workers.training.units import item_lengths
 
 #: No forward is given more tokens, unless one text alone is longer, nor more vectors.
@@ -22,7 +23,7 @@ def embed(
 ) -> npt.NDArray[np.float32]:
     """Items to (n, d) float32 of length 1, in the order given; without dropout, training or not.
 
-    `before_batch` may raise, to stop.
+    `before_batch` may raise, to stop. Raises NonFiniteEmbeddingsError.
     """
     vectors = np.zeros((len(items), encoder.dimension), dtype=np.float32)
     order = np.argsort(item_lengths(data, items), kind="stable")
@@ -30,6 +31,8 @@ def embed(
     for batch in np.split(order, np.flatnonzero(np.diff(batches)) + 1):
         before_batch()
         vectors[batch] = _embedded(encoder, data, items[batch])
+    if not (finite := np.isfinite(vectors).all(axis=1)).all():
+        raise NonFiniteEmbeddingsError(np.flatnonzero(~finite).tolist(), "embeddings")
     return vectors
 
 

@@ -17,7 +17,7 @@ from workers.evaluation import bootstrap, labels, retrieval, separation
 from workers.evaluation.bootstrap import Interval
 from workers.evaluation.embedding import embed
 from workers.evaluation.metrics import LABELS, RETRIEVAL
-from workers.evaluation.questions import questions_of
+from workers.evaluation.questions import NoQuestionsError, questions_of
 from workers.evaluation.split import Split
 
 Floats = npt.NDArray[np.floating]
@@ -34,7 +34,7 @@ class Measured:
     """What an encoder makes of the questions; n queries, r right and w wrong pairs, m documents."""
 
     values: dict[MetricName, Floats]  # (n,) of the metrics that are means over queries
-    chances: Floats | None  # (r,) whose mean is the AUC; None where there is no wrong pair
+    chances: Floats  # (r,) whose mean is the AUC
     clusters: Indices | None  # (m,) of labelled texts
     places: Indices  # (n,) of each query's first answer, from 1
     right: Floats  # (r,) cosines
@@ -64,6 +64,8 @@ class Evaluator:
         self.questions = questions_of(split.evaluation, split.training[0], seed=seed)
         self.task: Literal["retrieval", "labels"] = "retrieval" if self.questions.labels is None else "labels"
         self._pairs = separation.drawn_pairs(self.questions, seed=seed)
+        if not len(self._pairs.wrong):
+            raise NoQuestionsError("every text of the split is the answer to every question")
         self._before_batch = before_batch
 
     def measure(self, encoder: AnyEncoder) -> Measured:
@@ -76,7 +78,7 @@ class Evaluator:
         wrong = separation.cosines(self._pairs.wrong, queries, documents)
         return Measured(
             values=self._values(found, documents),
-            chances=separation.chances(right, wrong) if len(wrong) else None,
+            chances=separation.chances(right, wrong),
             clusters=self._clusters(documents),
             places=retrieval.best_places(found, asked),
             right=right,
@@ -85,7 +87,7 @@ class Evaluator:
 
     def score(self, measured: Measured, metric: MetricName) -> float:
         """One number. Raises KeyError for a metric that isn't of this task."""
-        if metric == "auc" and measured.chances is not None:
+        if metric == "auc":
             return float(measured.chances.mean())
         if metric == "nmi" and measured.clusters is not None:
             return labels.mutual_information(self._label_numbers(), measured.clusters)
@@ -94,7 +96,7 @@ class Evaluator:
     def compare(self, base: Measured, tuned: Measured) -> list[MetricComparison]:
         """Each metric of both, with the interval of the difference; the main one first."""
         names = LABELS if self.task == "labels" else RETRIEVAL
-        return [self._compared(name, base, tuned) for name in names if name != "auc" or base.chances is not None]
+        return [self._compared(name, base, tuned) for name in names]
 
     def interval(self, measured: Measured, metric: MetricName) -> Interval:
         """The 95 % interval of one encoder's metric."""
@@ -121,7 +123,7 @@ class Evaluator:
 
     def _interval(self, name: MetricName, base: Measured, tuned: Measured) -> Interval:
         groups = self.questions.groups
-        if name == "auc" and base.chances is not None and tuned.chances is not None:
+        if name == "auc":
             asking = self._pairs.right[:, 0]
             return bootstrap.of_means(tuned.chances - base.chances, groups[asking], seed=self.seed)
         if name == "nmi" and base.clusters is not None and tuned.clusters is not None:

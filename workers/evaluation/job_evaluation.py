@@ -17,7 +17,7 @@ from workers.evaluation.evaluator import Evaluator, Measured, histogram, in_word
 from workers.evaluation.questions import NoQuestionsError
 from workers.evaluation.split import Split
 from workers.training.recorder import Recorder
-from workers.training.trainer import StepReport, Trainer, TrainingInterrupted
+from workers.training.trainer import StepReport, Trainer, TrainingInterrupted, explaining_lack_of_memory
 
 #: Examples told of each kind.
 _EXAMPLES = 5
@@ -85,7 +85,7 @@ class JobEvaluation:
         if evaluator is None:
             return
         if self._base is None:
-            self._base = evaluator.measure(self._encoder)
+            self._base = self._measured(evaluator)
         if self.early_stopping is not None and not self.stopped:
             self.early_stopping.begin(evaluator.score(self._base, self._metric))
             self.early_stopping.after_step(self._trainer.step, self._trainer.total_steps)
@@ -120,7 +120,7 @@ class JobEvaluation:
         evaluator, base = self._evaluator, self._base
         if evaluator is None or base is None:
             return None
-        tuned = evaluator.measure(self._encoder)
+        tuned = self._measured(evaluator)
         metrics = evaluator.compare(base, tuned)
         metrics.sort(key=lambda each: each.name != self._metric)
         gained, lost = most_changed(base, tuned, _EXAMPLES)
@@ -145,6 +145,10 @@ class JobEvaluation:
     @property
     def _encoder(self) -> AnyEncoder:
         return self._trainer.encoder
+
+    def _measured(self, evaluator: Evaluator) -> Measured:
+        with explaining_lack_of_memory(self._trainer.config, "The evaluation"):
+            return evaluator.measure(self._encoder)
 
     def _stop_if_asked(self) -> None:
         if self._should_stop():
@@ -172,7 +176,7 @@ class JobEvaluation:
         stopping = method.early_stopping
         return EarlyStopping(
             self._encoder,
-            lambda: evaluator.score(evaluator.measure(self._encoder), self._metric),
+            lambda: evaluator.score(self._measured(evaluator), self._metric),
             every_steps=every,
             patience=stopping.patience if stopping else None,
             min_delta=stopping.min_delta if stopping else 0.0,

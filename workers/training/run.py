@@ -118,8 +118,8 @@ def _with_known_ends(run: "_Run") -> int:
     except NoBatchError as error:
         run.fail("invalid_value", str(error))
     except NonFiniteEmbeddingsError as error:
-        # Training names its own step; this is the validation file under weights that are no good.
-        run.fail("non_finite_loss", f"The validation loss can't be taken: {error}. Try a tenth of the learning rate.")
+        # Training names its own step; this is the evaluation under weights that are no good.
+        run.fail("non_finite_loss", f"The model can't be evaluated: {error}. Try a tenth of the learning rate.")
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
