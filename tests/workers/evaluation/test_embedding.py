@@ -42,7 +42,7 @@ def test_vectors_are_those_of_the_texts_in_the_order_asked_for(
 
 def test_weights_that_are_no_good_are_told(encoder: TextEncoder, data: Prepared) -> None:
     with torch.no_grad():
-        encoder.bert.embeddings.word_embeddings.weight.fill_(float("nan"))
+        encoder.transformer.embeddings.word_embeddings.weight.fill_(float("nan"))
 
     with pytest.raises(NonFiniteEmbeddingsError):
         embedding.embed(encoder, data, np.arange(3), before_batch=lambda: None)
