@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
+from api_schemas.inputs import VECTOR_FORMATS
 from api_schemas.jobs import DataOptions, JobCreate
 from api_schemas.reports import Report
 from storage import files as single
@@ -10,8 +11,6 @@ from storage.tables import File
 
 #: The request's field, a code and a sentence.
 Refusal = tuple[str, str, str]
-
-_OF_VECTORS = ("vectors", "vector_pairs")
 
 
 def named_twice(asked: JobCreate) -> Refusal | None:
@@ -78,7 +77,7 @@ def _unlike(training: Mapping[str, File]) -> Iterator[Refusal]:
 
 def _kind(file: File) -> str:
     """What an encoder is given of it."""
-    if file.format not in _OF_VECTORS:
+    if file.format not in VECTOR_FORMATS:
         return "texts"
     vectors = Report(**file.report).vectors if file.report is not None else None
     return f"vectors of {vectors.dimension} numbers" if vectors is not None else "vectors"

@@ -41,13 +41,13 @@ from workers.patience import patiently
 from workers.prompts import prompts_of
 from workers.search.selection import searchable
 from workers.training.batches import NoBatchError
+from workers.training.mining import MINED_FORMATS
 from workers.training.mixing import Mixture
 
 log = structlog.get_logger("likeness.preparing")
 
 _LOOK_EVERY_SECONDS = 1.0
 _TELL_EVERY_SECONDS = 10.0
-_MINED = ("pairs", "triplets")
 _DIRECTED = ("pairs", "triplets", "vector_pairs")
 
 
@@ -245,7 +245,7 @@ class _Preparation:
                 "A frozen encoder has no dropout, so the two views of a text would be one. Set "
                 "`method.contrastive.data.view` to deletion or span.",
             )
-        if method.contrastive.hard_negatives is not None and data.format not in _MINED:
+        if method.contrastive.hard_negatives is not None and data.format not in MINED_FORMATS:
             raise NotTrainableError(
                 "invalid_value",
                 "`method.contrastive.hard_negatives` are mined for anchors that have answers, in pairs and triplets, "

@@ -5,9 +5,10 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Literal
 
 import structlog
 from sqlalchemy.exc import OperationalError
@@ -143,18 +144,7 @@ def prepare(job_id: str) -> None:
     # Here and not above: the worker, of which this is a child, lives longer and needs none of it.
     from workers import preparing
 
-    settings = StorageSettings().with_running_servers()
-    with (
-        structlog.contextvars.bound_contextvars(job=job_id),
-        _database() as database,
-        _hearing_sigterm() as stop,
-        claimed(database, job_id) as mine,
-    ):
-        if not mine:
-            log.info("delivery_ignored", reason="another worker has the job")
-            return
-        preparing.prepare(settings, database, job_id, stop)
-        queue.dispatch_soon(database, queue.connect(settings.required_redis_url))
+    _unless_claimed("job", job_id, preparing.prepare)
 
 
 def validate_file(file_id: str) -> None:
@@ -162,17 +152,24 @@ def validate_file(file_id: str) -> None:
     # Here for the same reason.
     from workers import validating
 
+    _unless_claimed("file", file_id, validating.validate)
+
+
+def _unless_claimed(
+    kind: Literal["job", "file"], name: str, work: Callable[[StorageSettings, Database, str, threading.Event], None]
+) -> None:
+    """Work on a job or a file, unless another worker has it, and hand over what became ready by it."""
     settings = StorageSettings().with_running_servers()
     with (
-        structlog.contextvars.bound_contextvars(file=file_id),
+        structlog.contextvars.bound_contextvars(**{kind: name}),
         _database() as database,
         _hearing_sigterm() as stop,
-        claimed(database, file_id) as mine,
+        claimed(database, name) as mine,
     ):
         if not mine:
-            log.info("delivery_ignored", reason="another worker has the file")
+            log.info("delivery_ignored", reason=f"another worker has the {kind}")
             return
-        validating.validate(settings, database, file_id, stop)
+        work(settings, database, name, stop)
         queue.dispatch_soon(database, queue.connect(settings.required_redis_url))
 
 

@@ -3,7 +3,6 @@
 Run as `python -m workers.training.run JOB_ID ATTEMPT` by `workers.tasks`, which watches it.
 """
 
-import errno
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -23,7 +22,7 @@ from encoders.errors import AdaptationError, EncoderError
 from encoders.loading import AnyEncoder
 from storage import files as stored_files
 from storage import job_files, jobs, models
-from storage.artifacts import ArtifactStore, sha256
+from storage.artifacts import DISK_FULL, ArtifactStore, sha256
 from storage.checkpoints import JobCheckpoints
 from storage.database import Database
 from storage.logs import configure_logging
@@ -121,7 +120,7 @@ def _with_known_ends(run: "_Run") -> int:
         # Training names its own step; this is the evaluation under weights that are no good.
         run.fail("non_finite_loss", f"The model can't be evaluated: {error}. Try a tenth of the learning rate.")
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in DISK_FULL:
             raise
         run.pause(
             "Paused because the disk is full: nothing half-written is left, and the last checkpoint is kept. Free "
