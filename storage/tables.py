@@ -135,7 +135,7 @@ class UploadPart(TeamOwned, Base):
 
 
 class Job(TeamOwned, Base):
-    """A fine-tuning job. Its state moves by compare-and-set only (`storage.jobs`)."""
+    """A fine-tuning job. Its state moves by compare-and-set only (`storage.job_moves`)."""
 
     __tablename__ = "jobs"
     __table_args__ = (Index(None, "team_id", "created_at", "id"), Index(None, "state"))

@@ -24,7 +24,7 @@ from service.app import create_app
 from service.http_protocol import StrictHTTPProtocol
 from service.settings import ServiceSettings
 from service.state import ServiceState
-from storage import jobs, teams
+from storage import attempts, teams
 from storage.artifacts import ArtifactStore
 from storage.database import Database
 from storage.processes import start_child, stop_child
@@ -94,12 +94,12 @@ class Installation:
     def publish(self, job: Any) -> str:
         """End a queued job with the base model itself as its tuned model: all of a training but the training."""
         with self.database.session_across_teams() as session:
-            assert jobs.start(session, job.id, job.attempt, "test") is not None
+            assert attempts.start(session, job.id, job.attempt, "test") is not None
         with ArtifactStore(self.settings.artifacts_dir).publishing_model(f"{job.id}-{job.attempt}") as folder:
             base = registry.locate(job.model, self.settings.base_models_dir)
             shutil.copytree(base, folder, dirs_exist_ok=True)
         with self.database.session_across_teams() as session:
-            return jobs.succeed(
+            return attempts.succeed(
                 session, job.id, job.attempt, base_model=job.model, weights_sha256="0" * 64, dimension=32,
                 max_seq_length=48, trained_tokens=1,
             ).id  # fmt: skip

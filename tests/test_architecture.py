@@ -19,6 +19,7 @@ TREES = {
 # The parts of the product that must run without torch, and without what comes with it.
 WITHOUT_TORCH = (
     "api_schemas.jobs",
+    "storage.attempts",
     "storage.jobs",
     "encoders.registry",
     "service.cli",

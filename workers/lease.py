@@ -5,7 +5,7 @@ import time
 import structlog
 from sqlalchemy.exc import OperationalError
 
-from storage import jobs
+from storage import attempts
 from storage.database import Database
 
 log = structlog.get_logger("likeness.lease")
@@ -20,7 +20,7 @@ class LeaseLostError(Exception):
 
 
 class Lease:
-    """A lease that was taken with `storage.jobs.start`. One thread uses it.
+    """A lease that was taken with `storage.attempts.start`. One thread uses it.
 
     Its end is judged by the monotonic clock, from the moment a renewal was *sent*: the answer's delay and jumps of
     the wall clock can only make it end early.
@@ -42,12 +42,12 @@ class Lease:
             return pause_asked
         try:
             with self._database.session_across_teams() as session:
-                pause_asked = jobs.renew(session, *self._key)
-        except jobs.StaleAttempt as error:
+                pause_asked = attempts.renew(session, *self._key)
+        except attempts.StaleAttempt as error:
             raise LeaseLostError("the job has ended, was cancelled, or was given to another worker") from error
         except OperationalError as error:
             log.warning("lease_not_renewed", job=self._key[0], attempt=self._key[1], reason=type(error).__name__)
-            if time.monotonic() - self._renewed > jobs.LEASE_SECONDS - _MARGIN_SECONDS:
+            if time.monotonic() - self._renewed > attempts.LEASE_SECONDS - _MARGIN_SECONDS:
                 raise LeaseLostError("PostgreSQL has been away for most of a lease") from error
         else:
             self._renewed = now

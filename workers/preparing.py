@@ -24,7 +24,7 @@ from encoders.errors import EncoderError
 from encoders.folder import packs
 from encoders.prompts import Prompts
 from encoders.tokenizer import TextTokenizer
-from storage import job_files, jobs, models
+from storage import job_files, job_moves, models, preparations
 from storage.artifacts import DISK_FULL, ArtifactStore
 from storage.database import Database
 from storage.settings import StorageSettings
@@ -66,7 +66,7 @@ def prepare(settings: StorageSettings, database: Database, job_id: str, stop: th
     calls holds the claim on the job.
     """
     with database.session_across_teams() as session:
-        job = jobs.begin_preparation(session, job_id)
+        job = preparations.begin(session, job_id)
     if job is None:
         log.info("delivery_ignored", reason="the job is not in preparation")
         return
@@ -75,7 +75,7 @@ def prepare(settings: StorageSettings, database: Database, job_id: str, stop: th
     except PreparationStopped:
         log.info("preparation_stopped", reason="the worker stops" if stop.is_set() else "the job is over")
         if stop.is_set():
-            _patiently(database, lambda session: jobs.give_back_preparation(session, job_id))
+            _patiently(database, lambda session: preparations.give_back(session, job_id))
     except (NotTrainableError, LikenessError) as refusal:
         _fail(database, job_id, refusal.code, str(refusal))
     except (validation.DatasetError, NoRowsError) as refusal:
@@ -93,12 +93,12 @@ def prepare(settings: StorageSettings, database: Database, job_id: str, stop: th
         log.exception("preparation_failed", reason=type(error).__name__)
         _fail(database, job_id, *_why(error))
     else:
-        _patiently(database, lambda session: jobs.prepared(session, job_id, method))
+        _patiently(database, lambda session: preparations.finish(session, job_id, method))
 
 
 def _fail(database: Database, job_id: str, code: str, message: str) -> None:
     log.warning("job_failed", code=code, reason=message)
-    _patiently(database, lambda session: jobs.not_preparable(session, job_id, code, message))
+    _patiently(database, lambda session: preparations.refuse(session, job_id, code, message))
 
 
 def _patiently(database: Database, write: Callable[[Session], None]) -> None:
@@ -274,8 +274,8 @@ class _Preparation:
                 level="warn",
             )
 
-    def _say(self, message: str, *, level: jobs.Level = "info") -> None:
-        _patiently(self._database, lambda session: jobs.record_preparation(session, self._job.id, message, level=level))
+    def _say(self, message: str, *, level: job_moves.Level = "info") -> None:
+        _patiently(self._database, lambda session: preparations.record(session, self._job.id, message, level=level))
 
     def _telling(self, sentence: str) -> Callable[[int], None]:
         """Says now and then, in the job's events, how far it is."""
@@ -295,7 +295,7 @@ class _Preparation:
             self._looked = time.monotonic()
             try:
                 with self._database.session_across_teams() as session:
-                    self._over = jobs.in_preparation(session, self._job.id) is None
+                    self._over = preparations.unprepared(session, self._job.id) is None
             except OperationalError as error:  # the next look will tell
                 log.warning("job_not_looked_up", reason=type(error).__name__)
         return self._over

@@ -15,7 +15,7 @@ import structlog
 from redis import Redis, RedisError
 from sqlalchemy.exc import OperationalError
 
-from storage import checkpoints, files, jobs, queue, uploads
+from storage import attempts, checkpoints, files, preparations, queue, uploads
 from storage.artifacts import ArtifactStore
 from storage.database import Database
 from storage.leadership import Leadership
@@ -44,7 +44,7 @@ class Reconciler:
     def tick(self) -> None:
         """Rescue, dispatch, and enqueue again. Raises OperationalError or RedisError when a server is away."""
         with self._database.session_across_teams() as session:
-            rescued = jobs.rescue_expired(session)
+            rescued = attempts.rescue_expired(session)
         if rescued:
             log.warning("jobs_rescued", count=rescued)
         queue.dispatch(self._database, self._redis)
@@ -55,8 +55,8 @@ class Reconciler:
         """Hand over again what ought to be in the queue and isn't, for instance because Valkey was emptied."""
         with self._database.session_across_teams() as session:
             expected: list[tuple[str, list[str | int]]] = []
-            expected += [(queue.TRAIN, [job_id, attempt]) for job_id, attempt in jobs.queued(session)]
-            expected += [(queue.PREPARE, [job_id]) for job_id in jobs.waiting_for_preparation(session)]
+            expected += [(queue.TRAIN, [job_id, attempt]) for job_id, attempt in attempts.queued(session)]
+            expected += [(queue.PREPARE, [job_id]) for job_id in preparations.waiting(session)]
             expected += [(queue.VALIDATE_FILE, [file_id]) for file_id in files.waiting_for_validation(session)]
         for task, arguments in expected:
             if not queue.is_alive(self._redis, task, arguments):

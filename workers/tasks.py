@@ -14,7 +14,7 @@ import structlog
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from storage import checkpoints, jobs, queue
+from storage import attempts, checkpoints, queue
 from storage.artifacts import ArtifactStore
 from storage.claims import claimed
 from storage.database import Database
@@ -44,7 +44,7 @@ def train(job_id: str, attempt: int) -> None:
         _hearing_sigterm() as stop,
     ):
         with database.session_across_teams() as session:
-            job = jobs.start(session, job_id, attempt, worker_id)
+            job = attempts.start(session, job_id, attempt, worker_id)
         if job is None:
             log.info("delivery_ignored", reason="the attempt is not queued")
             return
@@ -107,7 +107,7 @@ def _settle(database: Database, job_id: str, attempt: int, code: int, *, stoppin
 
     try:
         patiently(write)
-    except jobs.StaleAttempt:
+    except attempts.StaleAttempt:
         log.info("training_ended", exit_code=code)
 
 
@@ -125,14 +125,14 @@ def _settle_running(session: Session, job_id: str, attempt: int, code: int, *, s
     # Killed by SIGTERM: it came before the training process could hear it.
     if code in (exit_codes.INTERRUPTED, -signal.SIGTERM) or stopping:
         log.info("job_given_back")
-        jobs.requeue(session, job_id, attempt, "The worker is shutting down")
+        attempts.requeue(session, job_id, attempt, "The worker is shutting down")
     elif code == exit_codes.DATABASE_AWAY:
-        jobs.requeue(session, job_id, attempt, "PostgreSQL was away for too long")
+        attempts.requeue(session, job_id, attempt, "PostgreSQL was away for too long")
     elif code < 0:
         name = signal.Signals(-code).name
-        jobs.crashed(session, job_id, attempt, f"The training process was killed by {name}")
+        attempts.crashed(session, job_id, attempt, f"The training process was killed by {name}")
     else:
-        jobs.fail(
+        attempts.fail(
             session, job_id, attempt, "training_crashed",
             f"The training process ended with exit code {code}. "
             "This is a defect of the service: please report it with the worker's log.",

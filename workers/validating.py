@@ -14,7 +14,7 @@ from sqlalchemy.exc import OperationalError
 
 from api_schemas.defaults import MODEL
 from api_schemas.files import MAX_LISTED_ERRORS
-from storage import files, jobs
+from storage import files, preparations
 from storage.artifacts import DISK_FULL, ArtifactStore
 from storage.database import Database
 from storage.files import Verdict
@@ -71,7 +71,7 @@ def _record(database: Database, file_id: str, verdict: Verdict) -> None:
     def write() -> None:
         with database.session_across_teams() as session:
             files.record_verdict(session, file_id, verdict)
-            jobs.release_waiting_for(session, file_id)
+            preparations.release_waiting_for(session, file_id)
 
     patiently(write)
     log.info("file_validated", usable=verdict.usable, rows=verdict.rows, refused=verdict.error_count)

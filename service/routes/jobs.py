@@ -36,7 +36,7 @@ from service.model_names import NamedModel, find_model
 from service.routes.paging import After, Limit, page_of
 from service.state import ServiceState, StateDep
 from service.strict_route import StrictRoute
-from storage import files, job_files, job_refusals, jobs, queue, tables
+from storage import files, job_files, job_history, job_refusals, jobs, queue, tables
 from storage.checkpoints import JobCheckpoints, Summary
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"], route_class=StrictRoute)
@@ -149,7 +149,7 @@ def list_events(
     with state.database.session(caller.team_id) as session:
         row = jobs.get(session, job_id)
         before = None if after is None else _seq_of(after, row)
-        rows, has_more = jobs.events(session, job_id, after_seq=before, limit=limit, newest_first=True)
+        rows, has_more = job_history.events(session, job_id, after_seq=before, limit=limit, newest_first=True)
         events = [_wire_event(row) for row in rows]
     return page_of(events, [event.id for event in events], has_more=has_more)
 
@@ -196,8 +196,8 @@ def get_metrics(job_id: str, caller: CallerDep, state: StateDep, max_points: Max
     """
     with state.database.session(caller.team_id) as session:
         job = jobs.get(session, job_id)
-        steps = [StepMetrics(**values) for values in jobs.metrics(session, job, max_points=max_points)]
-        return Metrics(data=steps, summary=MetricsSummary(**jobs.rates(session, job)._asdict()))
+        steps = [StepMetrics(**values) for values in job_history.metrics(session, job, max_points=max_points)]
+        return Metrics(data=steps, summary=MetricsSummary(**job_history.rates(session, job)._asdict()))
 
 
 @router.get("/{job_id}/evaluation")
@@ -290,7 +290,7 @@ def _news(state: ServiceState, caller: Caller, job_id: str, seq: int) -> tuple[l
     with state.database.session(caller.team_id) as session:
         # The job first: if it has ended by then, no event can come after those read next.
         job = _wire(jobs.get(session, job_id))
-        rows, _ = jobs.events(session, job_id, after_seq=seq, limit=_EVENTS_AT_ONCE, newest_first=False)
+        rows, _ = job_history.events(session, job_id, after_seq=seq, limit=_EVENTS_AT_ONCE, newest_first=False)
         return [_wire_event(row) for row in rows], job
 
 

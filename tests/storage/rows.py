@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from api_schemas.defaults import resolve
 from api_schemas.jobs import ENDED, JobCreate, Method
-from storage import files, jobs, teams, uploads
+from storage import attempts, files, job_history, jobs, preparations, teams, uploads
 from storage.artifacts import StoredFile
 from storage.database import Database
 from storage.ids import new_id
@@ -72,11 +72,11 @@ def add_job(database: Database, state: str = "queued", *, team: str = TEAM, **re
         prepare(database, job_id)
     with database.session_across_teams() as session:
         if state == "running" or state in ENDED - {"cancelled"}:
-            assert jobs.start(session, job_id, 1, "worker-1") is not None
+            assert attempts.start(session, job_id, 1, "worker-1") is not None
         if state == "succeeded":
             succeed(session, job_id)
         elif state == "failed":
-            jobs.fail(session, job_id, 1, "out_of_memory", "Memory ran out.")
+            attempts.fail(session, job_id, 1, "out_of_memory", "Memory ran out.")
         elif state == "cancelled":
             jobs.cancel(session, job_id)
         elif state == "paused":
@@ -88,16 +88,16 @@ def prepare(database: Database, job_id: str) -> None:
     """End a job's preparation well, as the task does that tokenizes its files."""
     with database.session_across_teams() as session:
         row = jobs.get(session, job_id)
-        jobs.prepared(session, job_id, resolve(Method(**row.method), None, rows=20, max_seq_length=48))
+        preparations.finish(session, job_id, resolve(Method(**row.method), None, rows=20, max_seq_length=48))
 
 
 def is_in_preparation(database: Database, job_id: str) -> bool:
     with database.session_across_teams() as session:
-        return jobs.in_preparation(session, job_id) is not None
+        return preparations.unprepared(session, job_id) is not None
 
 
 def succeed(session: Session, job_id: str, attempt: int = 1) -> None:
-    jobs.succeed(
+    attempts.succeed(
         session, job_id, attempt, base_model="tiny/bert", weights_sha256="00", dimension=32, max_seq_length=48,
         trained_tokens=100,
     )  # fmt: skip
@@ -115,7 +115,7 @@ def file_of(database: Database, file_id: str) -> File:
 
 def events_of(database: Database, job_id: str) -> list[JobEvent]:
     with database.session_across_teams() as session:
-        rows, more = jobs.events(session, job_id, after_seq=None, limit=1000, newest_first=False)
+        rows, more = job_history.events(session, job_id, after_seq=None, limit=1000, newest_first=False)
     assert not more
     return list(rows)
 

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from api_schemas.errors import LikenessError
 from api_schemas.jobs import ENDED, JobCreate
-from storage import files, jobs
+from storage import attempts, files, job_history, job_moves, jobs, preparations
 from storage.database import Database
 from storage.tables import JobMetrics, Model, OutboxMessage
 from tests.storage.rows import (
@@ -36,19 +36,19 @@ Action = Callable[[Session, str], object]
 
 
 def record_step(session: Session, job_id: str, attempt: int = 1) -> None:
-    jobs.record_steps(session, job_id, attempt, [STEP], progress={"step": 1}, message="Step 1", news={"step": 1})
+    attempts.record_steps(session, job_id, attempt, [STEP], progress={"step": 1}, message="Step 1", news={"step": 1})
 
 
 #: What an attempt does, for attempt 1.
 WRITES: dict[str, Action] = {
-    "event": lambda session, job_id: jobs.record(session, job_id, 1, "Still here"),
+    "event": lambda session, job_id: attempts.record(session, job_id, 1, "Still here"),
     "metrics": record_step,
-    "renewal": lambda session, job_id: jobs.renew(session, job_id, 1, "worker-1"),
+    "renewal": lambda session, job_id: attempts.renew(session, job_id, 1, "worker-1"),
     "success": succeed,
-    "failure": lambda session, job_id: jobs.fail(session, job_id, 1, "out_of_memory", "Memory ran out."),
-    "requeue": lambda session, job_id: jobs.requeue(session, job_id, 1, "The worker is shutting down"),
-    "crash": lambda session, job_id: jobs.crashed(session, job_id, 1, "The process was killed"),
-    "pause": lambda session, job_id: jobs.pause_running(session, job_id, 1, "The disk is full"),
+    "failure": lambda session, job_id: attempts.fail(session, job_id, 1, "out_of_memory", "Memory ran out."),
+    "requeue": lambda session, job_id: attempts.requeue(session, job_id, 1, "The worker is shutting down"),
+    "crash": lambda session, job_id: attempts.crashed(session, job_id, 1, "The process was killed"),
+    "pause": lambda session, job_id: attempts.pause_running(session, job_id, 1, "The disk is full"),
 }
 
 #: The state that each of them leads to from `running`.
@@ -74,7 +74,7 @@ def test_an_attempt_that_does_not_run_can_write_nothing(database: Database, stat
     before = snapshot(database, job_id)
 
     for write in WRITES.values():
-        with pytest.raises(jobs.StaleAttempt), database.session_across_teams() as session:
+        with pytest.raises(attempts.StaleAttempt), database.session_across_teams() as session:
             write(session, job_id)
 
     assert snapshot(database, job_id) == before
@@ -84,13 +84,13 @@ def test_an_attempt_whose_job_was_given_to_another_can_write_nothing(database: D
     job_id = add_job(database, "running")
     expire_lease(database, job_id)
     with database.session_across_teams() as session:
-        assert jobs.rescue_expired(session) == 1
+        assert attempts.rescue_expired(session) == 1
     with database.session_across_teams() as session:
-        assert jobs.start(session, job_id, 2, "worker-2") is not None
+        assert attempts.start(session, job_id, 2, "worker-2") is not None
     before = snapshot(database, job_id)
 
     for write in WRITES.values():
-        with pytest.raises(jobs.StaleAttempt), database.session_across_teams() as session:
+        with pytest.raises(attempts.StaleAttempt), database.session_across_teams() as session:
             write(session, job_id)
 
     assert snapshot(database, job_id) == before
@@ -99,8 +99,8 @@ def test_an_attempt_whose_job_was_given_to_another_can_write_nothing(database: D
 def test_another_worker_cannot_renew_the_lease(database: Database) -> None:
     job_id = add_job(database, "running")
 
-    with pytest.raises(jobs.StaleAttempt), database.session_across_teams() as session:
-        jobs.renew(session, job_id, 1, "worker-2")
+    with pytest.raises(attempts.StaleAttempt), database.session_across_teams() as session:
+        attempts.renew(session, job_id, 1, "worker-2")
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_only_a_queued_attempt_starts(database: Database, state: str, attempt: i
     before = snapshot(database, job_id)
 
     with database.session_across_teams() as session:
-        started = jobs.start(session, job_id, attempt, "worker-2")
+        started = attempts.start(session, job_id, attempt, "worker-2")
 
     assert (started is not None) is starts
     if starts:
@@ -123,7 +123,7 @@ def test_only_a_queued_attempt_starts(database: Database, state: str, attempt: i
 
 def test_a_job_that_nobody_knows_does_not_start(database: Database) -> None:
     with database.session_across_teams() as session:
-        assert jobs.start(session, "ftjob-unknown", 1, "worker-1") is None
+        assert attempts.start(session, "ftjob-unknown", 1, "worker-1") is None
 
 
 @pytest.mark.parametrize("state", ["validating_files", "queued", "running", "paused", "cancelled"])
@@ -160,7 +160,7 @@ def test_another_teams_job_can_neither_be_read_nor_moved(database: Database) -> 
             action(session, job_id)
         assert refusal.value.code == "not_found"
     with database.session(OTHER_TEAM) as session:
-        assert jobs.events(session, job_id, after_seq=None, limit=10, newest_first=False) == ([], False)
+        assert job_history.events(session, job_id, after_seq=None, limit=10, newest_first=False) == ([], False)
 
 
 def test_success_makes_one_model_in_the_same_commit(database: Database) -> None:
@@ -205,11 +205,11 @@ def test_a_job_without_a_worker_pauses_at_once_and_goes_on_where_it_was(database
 
 def is_paused_for_everybody(database: Database, job_id: str) -> bool:
     with database.session_across_teams() as session:
-        assert jobs.rescue_expired(session) == 0
+        assert attempts.rescue_expired(session) == 0
         return (
-            jobs.start(session, job_id, 1, "worker-1") is None
-            and jobs.queued(session) == []
-            and jobs.waiting_for_preparation(session) == []
+            attempts.start(session, job_id, 1, "worker-1") is None
+            and attempts.queued(session) == []
+            and preparations.waiting(session) == []
         )
 
 
@@ -220,7 +220,7 @@ def test_a_job_resumed_after_its_files_were_validated_is_prepared(database: Data
         jobs.pause(session, job_id)
     with database.session_across_teams() as session:
         files.record_verdict(session, file_id, USABLE)
-        jobs.release_waiting_for(session, file_id)
+        preparations.release_waiting_for(session, file_id)
     assert not is_in_preparation(database, job_id)
 
     with database.session(TEAM) as session:
@@ -252,13 +252,13 @@ def test_a_running_job_pauses_when_its_attempt_ends_however_that_is(database: Da
     with database.session(TEAM) as session:
         assert jobs.pause(session, job_id).state == "running"
     with database.session_across_teams() as session:
-        assert jobs.renew(session, job_id, 1, "worker-1"), "the worker is told with the lease"
+        assert attempts.renew(session, job_id, 1, "worker-1"), "the worker is told with the lease"
 
     if end == "lease":
         expire_lease(database, job_id)
     with database.session_across_teams() as session:
         if end == "lease":
-            jobs.rescue_expired(session)
+            attempts.rescue_expired(session)
         else:
             WRITES[end](session, job_id)
 
@@ -276,8 +276,8 @@ def test_a_pause_that_was_only_asked_for_can_be_taken_back(database: Database) -
         jobs.resume(session, job_id)
 
     with database.session_across_teams() as session:
-        assert not jobs.renew(session, job_id, 1, "worker-1")
-        jobs.requeue(session, job_id, 1, "The worker is shutting down")
+        assert not attempts.renew(session, job_id, 1, "worker-1")
+        attempts.requeue(session, job_id, 1, "The worker is shutting down")
     assert job_of(database, job_id).state == "queued"
 
 
@@ -307,7 +307,7 @@ def test_numbers_of_events_have_no_gaps_when_many_write_at_once(database: Databa
         for number in range(15):
             try:
                 with database.session_across_teams() as session:
-                    jobs.record(session, job_id, 1, f"{writer}: {number}")
+                    attempts.record(session, job_id, 1, f"{writer}: {number}")
             except Exception as error:
                 refused.append(error)
                 raise
@@ -329,12 +329,12 @@ def test_numbers_of_events_have_no_gaps_when_many_write_at_once(database: Databa
 def test_an_event_that_is_rolled_back_leaves_no_gap(database: Database) -> None:
     job_id = add_job(database, "running")
     with database.session_across_teams() as session:
-        jobs.record(session, job_id, 1, "never written")
+        attempts.record(session, job_id, 1, "never written")
         session.flush()
         session.get_transaction().rollback()
 
     with database.session_across_teams() as session:
-        jobs.record(session, job_id, 1, "written")
+        attempts.record(session, job_id, 1, "written")
 
     events = events_of(database, job_id)
     assert [event.seq for event in events] == list(range(1, len(events) + 1))
@@ -349,7 +349,7 @@ def test_steps_written_twice_are_there_once_with_one_event(database: Database) -
             record_step(session, job_id)
 
     with database.session(TEAM) as session:
-        assert jobs.metrics(session, jobs.get(session, job_id), max_points=1000) == [STEP]
+        assert job_history.metrics(session, jobs.get(session, job_id), max_points=1000) == [STEP]
     assert [event.type for event in events_of(database, job_id)].count("metrics") == 1
 
 
@@ -362,13 +362,13 @@ def test_of_many_steps_the_ends_and_the_extremes_are_given_and_all_are_counted(d
         for step, loss in enumerate(losses, start=1)
     ]
     with database.session_across_teams() as session:
-        jobs.record_steps(session, job_id, 1, steps, progress={}, message="Steps", news={})
+        attempts.record_steps(session, job_id, 1, steps, progress={}, message="Steps", news={})
 
     with database.session(TEAM) as session:
         job = jobs.get(session, job_id)
-        chosen = jobs.metrics(session, job, max_points=20)
-        assert len(jobs.metrics(session, job, max_points=500)) == 500
-        assert jobs.rates(session, job)[:2] == (500, 6.0)
+        chosen = job_history.metrics(session, job, max_points=20)
+        assert len(job_history.metrics(session, job, max_points=500)) == 500
+        assert job_history.rates(session, job)[:2] == (500, 6.0)
     numbers = [step["step"] for step in chosen]
     assert numbers == sorted(set(numbers))
     assert 10 <= len(numbers) <= 20
@@ -380,17 +380,17 @@ def test_a_step_that_several_attempts_took_is_measured_by_the_newest(database: D
     first, second, again = {"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.4}, {"step": 2, "loss": 0.3}
 
     def record_steps(session: Session, attempt: int, *steps: dict[str, Any]) -> None:
-        jobs.record_steps(session, job_id, attempt, steps, progress={}, message="", news={})
+        attempts.record_steps(session, job_id, attempt, steps, progress={}, message="", news={})
 
     with database.session_across_teams() as session:
         record_steps(session, 1, first, second)
-        jobs.requeue(session, job_id, 1, "The worker is shutting down")
+        attempts.requeue(session, job_id, 1, "The worker is shutting down")
     with database.session_across_teams() as session:
-        jobs.start(session, job_id, 2, "worker-2")
+        attempts.start(session, job_id, 2, "worker-2")
         record_steps(session, 2, again)
 
     with database.session(TEAM) as session:
-        assert jobs.metrics(session, jobs.get(session, job_id), max_points=1000) == [first, again]
+        assert job_history.metrics(session, jobs.get(session, job_id), max_points=1000) == [first, again]
 
 
 def test_events_can_be_read_in_pages_from_both_ends(database: Database) -> None:
@@ -398,9 +398,9 @@ def test_events_can_be_read_in_pages_from_both_ends(database: Database) -> None:
     numbers = [event.seq for event in events_of(database, job_id)]
 
     with database.session(TEAM) as session:
-        first, more = jobs.events(session, job_id, after_seq=None, limit=2, newest_first=False)
-        rest, no_more = jobs.events(session, job_id, after_seq=first[-1].seq, limit=1000, newest_first=False)
-        newest, _ = jobs.events(session, job_id, after_seq=None, limit=1000, newest_first=True)
+        first, more = job_history.events(session, job_id, after_seq=None, limit=2, newest_first=False)
+        rest, no_more = job_history.events(session, job_id, after_seq=first[-1].seq, limit=1000, newest_first=False)
+        newest, _ = job_history.events(session, job_id, after_seq=None, limit=1000, newest_first=True)
 
     assert (more, no_more) == (True, False)
     assert [event.seq for event in (*first, *rest)] == numbers
@@ -414,7 +414,7 @@ def test_a_lease_that_has_not_ended_is_left_alone(database: Database) -> None:
     job_id = add_job(database, "running")
 
     with database.session_across_teams() as session:
-        assert jobs.rescue_expired(session) == 0
+        assert attempts.rescue_expired(session) == 0
 
     assert job_of(database, job_id).state == "running"
 
@@ -423,12 +423,12 @@ def test_a_renewed_lease_ends_later_by_the_databases_clock(database: Database) -
     job_id = add_job(database, "running")
     expire_lease(database, job_id)
     with database.session_across_teams() as session:
-        jobs.renew(session, job_id, 1, "worker-1")
+        attempts.renew(session, job_id, 1, "worker-1")
 
     with database.session_across_teams() as session:
-        assert jobs.rescue_expired(session) == 0
+        assert attempts.rescue_expired(session) == 0
         left = job_of(database, job_id).lease_expires_at - session.scalar(select(func.clock_timestamp()))
-    assert 0 < left.total_seconds() <= jobs.LEASE_SECONDS
+    assert 0 < left.total_seconds() <= attempts.LEASE_SECONDS
 
 
 def test_an_expired_lease_gives_the_job_back_with_the_next_attempt(database: Database) -> None:
@@ -436,25 +436,25 @@ def test_an_expired_lease_gives_the_job_back_with_the_next_attempt(database: Dat
     expire_lease(database, job_id)
 
     with database.session_across_teams() as session:
-        assert jobs.rescue_expired(session) == 1
+        assert attempts.rescue_expired(session) == 1
 
     job = job_of(database, job_id)
     assert (job.state, job.attempt, job.crashes, job.worker_id) == ("queued", 2, 1, None)
     assert "worker-1 fell silent" in events_of(database, job_id)[-1].message
     with database.session_across_teams() as session:
-        assert jobs.queued(session) == [(job_id, 2)]
+        assert attempts.queued(session) == [(job_id, 2)]
         assert [job_id, 2] in session.scalars(select(OutboxMessage.arguments)).all()
 
 
 def test_a_job_whose_worker_dies_too_often_fails(database: Database) -> None:
     job_id = add_job(database, "queued")
 
-    for attempt in range(1, jobs.MOST_CRASHES + 1):
+    for attempt in range(1, job_moves.MOST_CRASHES + 1):
         with database.session_across_teams() as session:
-            assert jobs.start(session, job_id, attempt, f"worker-{attempt}") is not None
+            assert attempts.start(session, job_id, attempt, f"worker-{attempt}") is not None
         expire_lease(database, job_id)
         with database.session_across_teams() as session:
-            assert jobs.rescue_expired(session) == 1
+            assert attempts.rescue_expired(session) == 1
 
     job = job_of(database, job_id)
     assert job.state == "failed"
@@ -466,14 +466,14 @@ def test_a_job_whose_worker_dies_too_often_fails(database: Database) -> None:
 def test_giving_a_job_back_spends_none_of_its_crashes(database: Database) -> None:
     job_id = add_job(database, "queued")
 
-    for attempt in range(1, 2 * jobs.MOST_CRASHES):
+    for attempt in range(1, 2 * job_moves.MOST_CRASHES):
         with database.session_across_teams() as session:
-            assert jobs.start(session, job_id, attempt, "worker-1") is not None
+            assert attempts.start(session, job_id, attempt, "worker-1") is not None
         with database.session_across_teams() as session:
-            jobs.requeue(session, job_id, attempt, "The worker is shutting down")
+            attempts.requeue(session, job_id, attempt, "The worker is shutting down")
 
     job = job_of(database, job_id)
-    assert (job.state, job.crashes, job.attempt) == ("queued", 0, 2 * jobs.MOST_CRASHES)
+    assert (job.state, job.crashes, job.attempt) == ("queued", 0, 2 * job_moves.MOST_CRASHES)
 
 
 def test_a_lease_is_rescued_once_by_two_who_try(database: Database) -> None:
@@ -481,11 +481,11 @@ def test_a_lease_is_rescued_once_by_two_who_try(database: Database) -> None:
     expire_lease(database, job_id)
 
     with database.session_across_teams() as first:
-        assert jobs.rescue_expired(first) == 1
+        assert attempts.rescue_expired(first) == 1
         with database.session_across_teams() as second:
-            assert jobs.rescue_expired(second) == 0
+            assert attempts.rescue_expired(second) == 0
     with database.session_across_teams() as third:
-        assert jobs.rescue_expired(third) == 0
+        assert attempts.rescue_expired(third) == 0
 
     assert job_of(database, job_id).attempt == 2
 
@@ -496,7 +496,7 @@ def test_a_lease_is_rescued_once_by_two_who_try(database: Database) -> None:
 def validate(database: Database, file_id: str, verdict: files.Verdict) -> None:
     with database.session_across_teams() as session:
         files.record_verdict(session, file_id, verdict)
-        jobs.release_waiting_for(session, file_id)
+        preparations.release_waiting_for(session, file_id)
 
 
 def test_a_job_on_validated_files_is_prepared_at_once_and_then_queued(database: Database) -> None:
@@ -519,8 +519,8 @@ def test_a_preparation_that_ends_too_late_changes_nothing(database: Database, st
 
     prepare(database, job_id)
     with database.session_across_teams() as session:
-        jobs.not_preparable(session, job_id, "invalid_value", "No batch can be formed.")
-        jobs.record_preparation(session, job_id, "Tokenized 10,000 rows")
+        preparations.refuse(session, job_id, "invalid_value", "No batch can be formed.")
+        preparations.record(session, job_id, "Tokenized 10,000 rows")
 
     assert job_of(database, job_id).state == state
     assert len(events_of(database, job_id)) == len(before)
@@ -530,7 +530,7 @@ def test_a_job_that_cannot_be_prepared_fails_with_the_reason(database: Database)
     job_id = add_job(database, "validating_files", training_file=add_file(database))
 
     with database.session_across_teams() as session:
-        jobs.not_preparable(session, job_id, "invalid_value", "No batch can be formed.")
+        preparations.refuse(session, job_id, "invalid_value", "No batch can be formed.")
 
     job = job_of(database, job_id)
     assert job.error is not None

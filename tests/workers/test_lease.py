@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from storage import jobs
+from storage import attempts, jobs
 from storage.database import Database
 from tests.storage.rows import TEAM, add_job, expire_lease, job_of
 from workers import lease
@@ -25,7 +25,7 @@ def test_a_lease_that_is_kept_does_not_end(database: Database) -> None:
     lease_of(database, job_id).keep()
 
     with database.session_across_teams() as session:
-        assert jobs.rescue_expired(session) == 0
+        assert attempts.rescue_expired(session) == 0
 
 
 def test_a_lease_is_not_renewed_before_it_is_time_to(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,9 +53,9 @@ def test_the_lease_of_a_job_that_was_given_to_another_is_lost(database: Database
     held = lease_of(database, job_id)
     expire_lease(database, job_id)
     with database.session_across_teams() as session:
-        jobs.rescue_expired(session)
+        attempts.rescue_expired(session)
     with database.session_across_teams() as session:
-        assert jobs.start(session, job_id, 2, "worker-2") is not None
+        assert attempts.start(session, job_id, 2, "worker-2") is not None
 
     with pytest.raises(LeaseLostError):
         held.keep()
@@ -71,7 +71,7 @@ def test_a_database_that_is_away_for_a_moment_costs_no_lease() -> None:
 def test_a_database_that_is_away_for_most_of_a_lease_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
     away = Database("postgresql://postgres@/postgres?host=/nonexistent", pool_size=1)
     held = lease_of(away, "ftjob-1")
-    monkeypatch.setattr(lease.time, "monotonic", lambda: held._renewed + jobs.LEASE_SECONDS - 9)
+    monkeypatch.setattr(lease.time, "monotonic", lambda: held._renewed + attempts.LEASE_SECONDS - 9)
 
     with pytest.raises(LeaseLostError, match="PostgreSQL"):
         held.keep()

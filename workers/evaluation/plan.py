@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from api_schemas.defaults import searched
 from api_schemas.jobs import Method
-from storage.jobs import Level
+from storage.job_moves import Level
 from workers.data.prepared import Prepared
 from workers.evaluation.metrics import metrics_of
 from workers.evaluation.split import Split, carved, given

@@ -9,7 +9,7 @@ import structlog
 from sqlalchemy.exc import OperationalError
 
 from api_schemas.evaluation import Evaluation
-from storage import jobs
+from storage import attempts, job_moves
 from storage.database import Database
 from workers.patience import patiently
 from workers.training.trainer import StepReport
@@ -37,12 +37,12 @@ class Recorder:
         self._steps: list[StepReport] = []
         self._written = time.monotonic()
 
-    def say(self, message: str, level: jobs.Level = "info") -> None:
+    def say(self, message: str, level: job_moves.Level = "info") -> None:
         """Write an event that people read."""
 
         def write() -> None:
             with self._database.session_across_teams() as session:
-                jobs.record(session, self._attempt.job_id, self._attempt.number, message, level=level)
+                attempts.record(session, self._attempt.job_id, self._attempt.number, message, level=level)
 
         patiently(write)
 
@@ -51,7 +51,7 @@ class Recorder:
 
         def write() -> None:
             with self._database.session_across_teams() as session:
-                jobs.record_evaluation(
+                attempts.record_evaluation(
                     session, self._attempt.job_id, self._attempt.number, evaluation.model_dump(), evaluation.summary
                 )
 
@@ -62,7 +62,7 @@ class Recorder:
 
         def write() -> None:
             with self._database.session_across_teams() as session:
-                jobs.resolved(session, self._attempt.job_id, self._attempt.number, hyperparameters)
+                attempts.resolved(session, self._attempt.job_id, self._attempt.number, hyperparameters)
 
         patiently(write)
 
@@ -102,7 +102,7 @@ class Recorder:
             return
         news = _news(self._steps)
         with self._database.session_across_teams() as session:
-            jobs.record_steps(
+            attempts.record_steps(
                 session, self._attempt.job_id, self._attempt.number, [_metrics(step) for step in self._steps],
                 progress=_progress(news), news=news,
                 message=f"Step {news['step']}/{news['total_steps']}: loss={news['loss']:.4f}",

@@ -20,8 +20,8 @@ from api_schemas.jobs import Contrastive, Method
 from encoders import onnx, registry
 from encoders.errors import AdaptationError, EncoderError
 from encoders.loading import AnyEncoder
+from storage import attempts, job_files, job_history, models
 from storage import files as stored_files
-from storage import job_files, jobs, models
 from storage.artifacts import DISK_FULL, ArtifactStore, sha256
 from storage.checkpoints import JobCheckpoints
 from storage.database import Database
@@ -72,9 +72,9 @@ def main(job_id: str, number: int) -> int:
     run = _Run(settings, Database(settings.required_database_url, pool_size=2), Attempt(job_id, number), stop)
     try:
         return _with_known_ends(run)
-    except (jobs.StaleAttempt, TrainingInterrupted, PreparationStopped) as end:
+    except (attempts.StaleAttempt, TrainingInterrupted, PreparationStopped) as end:
         log.info("training_left", reason=type(end).__name__)
-        return exit_codes.STALE if isinstance(end, jobs.StaleAttempt) else exit_codes.INTERRUPTED
+        return exit_codes.STALE if isinstance(end, attempts.StaleAttempt) else exit_codes.INTERRUPTED
     except OperationalError as error:
         log.warning("database_away", reason=type(error).__name__)
         return exit_codes.DATABASE_AWAY
@@ -187,12 +187,14 @@ class _Run:
     def fail(self, code: str, message: str) -> None:
         """End the job with a reason."""
         log.warning("job_failed", code=code, reason=message)
-        self._leave(lambda session: jobs.fail(session, self._attempt.job_id, self._attempt.number, code, message))
+        self._leave(lambda session: attempts.fail(session, self._attempt.job_id, self._attempt.number, code, message))
 
     def pause(self, message: str) -> None:
         """Pause the job until somebody has done what the message asks for."""
         log.warning("job_paused", reason=message)
-        self._leave(lambda session: jobs.pause_running(session, self._attempt.job_id, self._attempt.number, message))
+        self._leave(
+            lambda session: attempts.pause_running(session, self._attempt.job_id, self._attempt.number, message)
+        )
 
     def _leave(self, move: Callable[[Session], None]) -> None:
         def write() -> None:
@@ -205,7 +207,7 @@ class _Run:
     def _job(self) -> Job:
         def read() -> Job:
             with self._database.session_across_teams() as session:
-                return jobs.running(session, self._attempt.job_id, self._attempt.number)
+                return attempts.running(session, self._attempt.job_id, self._attempt.number)
 
         return patiently(read)
 
@@ -311,7 +313,7 @@ class _Run:
                 file = stored_files.get(session, file_id)
                 rows = len(prepared[file_id]) if file_id in prepared else file.rows
                 read.append(card.DataFile(card.purpose_of(param), file_id, file.sha256, rows))
-            return read, [(step["step"], step["loss"]) for step in jobs.metrics(session, job, max_points=1000)]
+            return read, [(step["step"], step["loss"]) for step in job_history.metrics(session, job, max_points=1000)]
 
     def _publish(
         self,
@@ -331,7 +333,7 @@ class _Run:
 
         def write() -> None:
             with self._database.session_across_teams() as session:
-                jobs.succeed(
+                attempts.succeed(
                     session, self._attempt.job_id, self._attempt.number, base_model=base_model,
                     weights_sha256=weights, dimension=encoder.dimension, max_seq_length=starting.length_read(encoder),
                     trained_tokens=run.trained_tokens, method=run.method if search else None,
@@ -339,7 +341,7 @@ class _Run:
 
         try:
             patiently(write)
-        except jobs.StaleAttempt:
+        except attempts.StaleAttempt:
             # Also what a second try is told when the first was committed and its answer lost.
             if self._is_registered(name):
                 return

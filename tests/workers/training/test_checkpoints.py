@@ -13,7 +13,7 @@ from torch import Tensor
 from api_schemas.jobs import Checkpointing
 from encoders.adaptation import Adaptation
 from encoders.text import TextEncoder
-from storage import jobs
+from storage import job_history, jobs
 from storage.artifacts import ArtifactStore
 from storage.checkpoints import JobCheckpoints
 from storage.database import Database
@@ -211,7 +211,7 @@ def test_each_step_is_measured_once_also_if_it_was_taken_twice(training: Trainin
     training.attempt()
 
     with training.database.session(TEAM) as session:
-        metrics = jobs.metrics(session, jobs.get(session, training.job_id), max_points=100)
+        metrics = job_history.metrics(session, jobs.get(session, training.job_id), max_points=100)
     assert [step["step"] for step in metrics] == [1, 2, 3, 4, 5, 6]
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from storage import jobs
+from storage import attempts, job_history, jobs
 from storage.database import Database
 from tests.storage.rows import TEAM, add_job, events_of, job_of
 from workers.training import recorder as module
@@ -30,7 +30,7 @@ def recorder(database: Database, job_id: str) -> Recorder:
 
 def metrics_of(database: Database, job_id: str) -> list[dict[str, object]]:
     with database.session(TEAM) as session:
-        return list(jobs.metrics(session, jobs.get(session, job_id), max_points=1000))
+        return list(job_history.metrics(session, jobs.get(session, job_id), max_points=1000))
 
 
 def test_what_is_said_is_an_event(database: Database, job_id: str, recorder: Recorder) -> None:
@@ -91,9 +91,9 @@ def test_nothing_is_written_after_the_job_was_cancelled(database: Database, job_
     with database.session(TEAM) as session:
         jobs.cancel(session, job_id)
 
-    with pytest.raises(jobs.StaleAttempt):
+    with pytest.raises(attempts.StaleAttempt):
         recorder.say("Still here")
-    with pytest.raises(jobs.StaleAttempt):
+    with pytest.raises(attempts.StaleAttempt):
         recorder.flush()
 
     assert events_of(database, job_id)[-1].message == "Job cancelled"

@@ -17,7 +17,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from encoders import export
-from storage import jobs
+from storage import attempts
 from storage.artifacts import ArtifactStore
 from storage.database import Database
 from storage.tables import Model
@@ -332,7 +332,7 @@ def run_here(shared: Installation, job_id: str, attempt: int, should_stop: Calla
     """Run an attempt in this process. Returns the training process' exit code."""
     database = Database(shared.settings.required_database_url, pool_size=2)
     with database.session_across_teams() as session:
-        assert jobs.start(session, job_id, attempt, "worker-1") is not None
+        assert attempts.start(session, job_id, attempt, "worker-1") is not None
     try:
         training = run._Run(shared.settings, database, Attempt(job_id, attempt), should_stop)
         return run._with_known_ends(training)
@@ -348,7 +348,7 @@ def test_a_training_that_is_asked_to_stop_keeps_its_last_step(
     with pytest.raises(TrainingInterrupted):
         run_here(shared, job.id, 1, lambda: next(asked))
     with shared.database.session_across_teams() as session:
-        jobs.requeue(session, job.id, 1, "The worker is shutting down")
+        attempts.requeue(session, job.id, 1, "The worker is shutting down")
 
     ended = shared.train(job)
 
@@ -419,7 +419,7 @@ def test_a_success_whose_confirmation_was_lost_keeps_its_model(
     job = shared.create_job(pairs_file)
     database = LosingDatabase(shared.settings.required_database_url, pool_size=2)
     with database.session_across_teams() as session:
-        assert jobs.start(session, job.id, 1, "worker-1") is not None
+        assert attempts.start(session, job.id, 1, "worker-1") is not None
 
     run._Run(shared.settings, database, Attempt(job.id, 1), lambda: False).whole()
 
