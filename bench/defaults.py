@@ -33,8 +33,8 @@ from workers.training.trainer import Trainer
 PAIRS = 4990
 ALTERNATIVES: dict[str, tuple[float, ...]] = {
     "learning_rate": (2e-5, 1e-4, 2e-4),
-    "temperature": (0.02, 0.1, 0.2),
-    "batch_size": (16, 32, 128),
+    "temperature": (0.02, 0.1),
+    "batch_size": (32, 128),
     "n_epochs": (1, 4),
 }
 
