@@ -72,9 +72,14 @@ def check_room(session: Session, most: int) -> None:
 
     most: how many jobs it may have that haven't ended. Raises LikenessError `queue_full`.
     """
+    _refuse_beyond(session, most)
     # Whoever else makes a job for the team waits here until this one is committed, and then counts it.
     name = f"jobs of {session.info['team']}"
     session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(name, 0))))
+    _refuse_beyond(session, most)
+
+
+def _refuse_beyond(session: Session, most: int) -> None:
     unended = session.scalar(select(func.count(Job.id)).where(Job.state.in_(_UNENDED))) or 0
     if unended >= most:
         raise LikenessError(
