@@ -15,6 +15,7 @@ from redis import Redis, RedisError, ResponseError
 from rq import Queue
 from rq.serializers import JSONSerializer
 from sqlalchemy import delete, func, select
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from storage.database import Database
@@ -69,11 +70,11 @@ def dispatch(database: Database, redis: Redis) -> int:
 
 
 def dispatch_soon(database: Database, redis: Redis) -> None:
-    """Dispatch now if the queue answers. If it doesn't, the reconciler dispatches later: nothing is lost."""
+    """Dispatch now if the servers answer. If they don't, the reconciler dispatches later: nothing is lost."""
     try:
         dispatch(database, redis)
-    except RedisError as error:
-        _log.warning("dispatch_postponed", reason=str(error))
+    except (OperationalError, RedisError) as error:
+        _log.warning("dispatch_postponed", reason=type(error).__name__)
 
 
 def enqueue(redis: Redis, task: str, arguments: Sequence[str | int]) -> None:

@@ -92,6 +92,14 @@ def test_a_queue_that_is_silent_is_given_up_and_loses_nothing(database: Database
         valkey.stop()
 
 
+def test_a_database_that_went_away_after_the_commit_is_not_the_callers_error(redis: Redis, tmp_path: Path) -> None:
+    away = Database(f"postgresql://nobody@/nothing?host={tmp_path}", pool_size=1)
+
+    queue.dispatch_soon(away, redis)
+
+    assert waiting(redis, "gpu") == []
+
+
 def test_a_queue_that_was_restarted_is_used_again_without_an_error(tmp_path: Path) -> None:
     valkey = start_valkey(tmp_path)
     with queue.connect(valkey.url) as redis:
