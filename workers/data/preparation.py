@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from api_schemas.files import DataFormat
 from encoders.prompts import Prompts
-from storage.artifacts import sha256
+from storage.manifests import sha256
 from workers.data.contents import content_ids
 from workers.data.prepared import LABEL_NAMES, MANIFEST, VERSION, Prepared, PreparedError
 from workers.data.prompted import prompted
