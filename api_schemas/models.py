@@ -33,7 +33,7 @@ class Model(ResponseModel):
     training_file: str | None = Field(default=None, description="The file it learned from.")
     damage: str | None = Field(
         default=None,
-        description="What was found wrong with its stored files. It is not served until they are as they were published.",
+        description="What was found wrong with its stored files; it is not served until they are mended.",
     )
     evaluation_split: str | None = Field(
         default=None, description="The id of the rows that its job's evaluation asked about."

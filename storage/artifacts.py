@@ -69,6 +69,10 @@ class ArtifactStore:
         """Where an uploaded file lies."""
         return self._files / file_id
 
+    def part(self, upload_id: str, sha256: str) -> Path:
+        """Where a part of an upload lies, by its content."""
+        return self._parts / upload_id / sha256
+
     def model(self, artifact: str) -> Path:
         """The folder of a published model."""
         return self._models / artifact
@@ -107,11 +111,11 @@ class ArtifactStore:
 
         Raises OSError.
         """
-        folder = self._parts / upload_id
-        disk.make_directory(folder)
+        target = self.part(upload_id, part.stored.sha256)
+        disk.make_directory(target.parent)
         # Stays also where the next line fails: another request may have been promised these very bytes.
-        part.path.rename(folder / part.stored.sha256)
-        disk.force_directory(folder)
+        part.path.rename(target)
+        disk.force_directory(target.parent)
 
     async def assemble(
         self, file_id: str, upload_id: str, parts: Sequence[StoredFile], md5: str | None = None
@@ -121,7 +125,7 @@ class ArtifactStore:
         Raises LikenessError `artifact_corrupt` for a part that is gone or not what was received, `checksum_mismatch`
         unless the whole has the MD5 given, `storage_full` or `storage_failed`.
         """
-        paths = [(self._parts / upload_id / part.sha256, part.sha256) for part in parts]
+        paths = [(self.part(upload_id, part.sha256), part.sha256) for part in parts]
         return await self.write_file(file_id, _verified_chunks(paths, md5))
 
     def uploads_with_parts(self) -> list[str]:

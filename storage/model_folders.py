@@ -7,7 +7,8 @@ was published again, after it was restored, has it served again.
 from pathlib import Path
 
 import structlog
-from sqlalchemy.exc import InterfaceError, OperationalError, TimeoutError
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from storage import models
 from storage.artifacts import ArtifactStore, corrupt_model
@@ -42,7 +43,7 @@ class ModelFolders:
         try:
             with self._database.session_across_teams() as session:
                 changed = models.record_damage(session, name, damage)
-        except (OperationalError, InterfaceError, TimeoutError) as error:  # whoever looks next writes it down
+        except (OperationalError, InterfaceError, PoolTimeoutError) as error:  # whoever looks next writes it down
             log.warning("damage_not_recorded", model=name, damage=damage, reason=type(error).__name__)
             return damage
         if changed and damage is not None:

@@ -20,17 +20,22 @@ from storage.teams import DEFAULT_TEAM
 OWNER = "database"
 
 
-def belongs(session: Session, artifacts: ArtifactStore) -> bool:
+def claim(session: Session, artifacts: ArtifactStore) -> bool:
     """Whether the artifacts belong to the session's database; those that belong to none do from now on.
 
     Raises OSError.
     """
-    identity = _identity(session)
+    if not (artifacts.root / OWNER).exists():
+        _write(artifacts.root / OWNER, _identity(session))
+    return not is_anothers(session, artifacts)
+
+
+def is_anothers(session: Session, artifacts: ArtifactStore) -> bool:
+    """Whether the artifacts belong to another database than the session's. Raises OSError."""
     try:
-        return (artifacts.root / OWNER).read_text() == identity
+        return (artifacts.root / OWNER).read_text() != _identity(session)
     except FileNotFoundError:
-        _write(artifacts.root / OWNER, identity)
-        return True
+        return False
 
 
 def _identity(session: Session) -> str:

@@ -56,7 +56,10 @@ class Reconciler:
             log.warning("jobs_rescued", count=rescued)
         queue.dispatch(self._database, self._redis)
         self._enqueue_lost()
-        self._sweep()
+        try:
+            self._sweep()
+        except OSError as error:  # whatever the disk does, jobs are rescued
+            log.error("sweeping_failed", reason=error.strerror, path=error.filename)
 
     def _enqueue_lost(self) -> None:
         """Hand over again what ought to be in the queue and isn't, for instance because Valkey was emptied."""
@@ -86,7 +89,7 @@ class Reconciler:
 
     def _owns_artifacts(self) -> bool:
         with self._database.session_across_teams() as session:
-            return ownership.belongs(session, self._artifacts)
+            return ownership.claim(session, self._artifacts)
 
     def _sweep_parts(self) -> int:
         """Remove the parts of uploads that have ended: expired, or left behind by who ended them."""

@@ -205,9 +205,7 @@ class _Run:
         """Have another attempt go on from the last checkpoint; not again and again, but until somebody has a look."""
         what = f"The disk of the data directory failed ({error.strerror}); the last checkpoint is kept"
         log.error("disk_failed", reason=error.strerror, path=error.filename)
-        self._leave(
-            lambda session: attempts.disk_failed(session, self._attempt.job_id, self._attempt.number, what)
-        )
+        self._leave(lambda session: attempts.disk_failed(session, self._attempt.job_id, self._attempt.number, what))
 
     def _leave(self, move: Callable[[Session], None]) -> None:
         def write() -> None:
