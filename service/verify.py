@@ -16,10 +16,7 @@ from storage.verification import Finding, Verification
 
 
 def verify(
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(help="Where files, models and the embedded databases are kept. [default: likeness-data]"),
-    ] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Where files and models lie. [default: likeness-data]")] = None,
 ) -> None:
     """Read everything that is stored, and say what is damaged and what to do about it.
 
