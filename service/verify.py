@@ -38,7 +38,8 @@ def _told(settings: ServiceSettings, database: Database) -> int:
     for finding in chain(verification.findings(), _base_models(settings.base_models_dir)):
         count += 1
         typer.echo(f"{finding.kind} {finding.name}: {finding.what}\n    {finding.remedy}")
-    looked_at = ", ".join(f"{number} {kind}s" for kind, number in sorted(verification.looked_at.items())) or "nothing"
+    counts = sorted(verification.looked_at.items())
+    looked_at = ", ".join(f"{number} {kind}{'s' if number > 1 else ''}" for kind, number in counts) or "nothing"
     typer.echo(f"Looked at {looked_at}: {f'{count} damaged' if count else 'all is well'}.")
     return 1 if count else 0
 

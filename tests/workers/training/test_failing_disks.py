@@ -1,0 +1,181 @@
+"""Whole jobs on disks that are full or fail: they wait or try again, and end at the bytes of an undisturbed one."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from storage import attempts, job_moves
+from storage.artifacts import ArtifactStore
+from storage.database import Database
+from storage.tables import Model
+from tests.faults import Fault, Kind, at_every, failing
+from tests.installation import HELD_OUT, PAIRS, Installation
+from tests.workers.following import messages_of
+from tests.workers.test_job_files import CORPUS, QUERIES, create, lines, qrels, upload
+from workers import exit_codes
+from workers.data import beir
+from workers.training import run
+from workers.training.recorder import Attempt
+
+FAILED = "The disk of the data directory failed (Input/output error); the last checkpoint is kept"
+
+
+@pytest.fixture(scope="module")
+def store(shared: Installation) -> ArtifactStore:
+    return ArtifactStore(shared.settings.artifacts_dir)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(shared: Installation, pairs_file: str) -> str:
+    """The checksum of the weights of a job that nothing happens to."""
+    job = shared.create_job(pairs_file, max_steps=2, seed=7)
+    assert train_here(shared, job.id, 1) == exit_codes.RECORDED
+    return weights_of(shared, job.id)
+
+
+def train_here(shared: Installation, job_id: str, attempt: int) -> int:
+    """Run an attempt in this process. Returns the training process' exit code."""
+    database = Database(shared.settings.required_database_url, pool_size=2)
+    with database.session_across_teams() as session:
+        assert attempts.start(session, job_id, attempt, "worker-1") is not None
+    try:
+        return run._with_known_ends(run._Run(shared.settings, database, Attempt(job_id, attempt), lambda: False))
+    finally:
+        database.dispose()
+
+
+def weights_of(shared: Installation, job_id: str) -> str:
+    with shared.database.session_across_teams() as session:
+        return session.scalars(select(Model.weights_sha256).where(Model.job_id == job_id)).one()
+
+
+def whole(store: ArtifactStore, job: Any) -> bool:
+    """Whether the job's model is whole, and of its attempts nothing else is left."""
+    return [name for name in store.models() if name.startswith(job.id)] == [f"{job.id}-{job.attempt}"] and (
+        store.damage_of(f"{job.id}-{job.attempt}") is None
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "number", "at_least"), [("rename", errno.EIO, 2), ("rename", errno.ENOSPC, 2), ("mkdir", errno.EIO, 2)]
+)
+def test_wherever_the_disk_fails_a_job_publishes_once_and_the_same_bytes(
+    shared: Installation,
+    store: ArtifactStore,
+    pairs_file: str,
+    undisturbed: str,
+    kind: Kind,
+    number: int,
+    at_least: int,
+) -> None:
+    def run_job(fault: Fault) -> None:
+        job = shared.create_job(pairs_file, max_steps=2, seed=7)
+        assert train_here(shared, job.id, 1) == exit_codes.RECORDED
+        after = shared.openai.fine_tuning.jobs.retrieve(job.id)
+        if fault.fired:
+            assert after.status == ("queued" if number == errno.EIO else "paused")
+            assert [name for name in store.models() if name.startswith(job.id)] == []
+            shared.openai.fine_tuning.jobs.resume(job.id)
+            assert train_here(shared, job.id, 2) == exit_codes.RECORDED
+            after = shared.openai.fine_tuning.jobs.retrieve(job.id)
+        assert after.status == "succeeded", after.error
+        assert weights_of(shared, job.id) == undisturbed
+        assert whole(store, after)
+
+    assert at_every(kind, number, store.root, run_job) >= at_least
+    assert list(store.unfinished.iterdir()) == []
+
+
+def test_a_disk_that_goes_on_failing_pauses_the_job_with_its_last_checkpoint(
+    shared: Installation, store: ArtifactStore, pairs_file: str, undisturbed: str
+) -> None:
+    job = shared.create_job(pairs_file, max_steps=2, seed=7)
+    for attempt in range(1, job_moves.MOST_CRASHES + 1):
+        # The first of each attempt's renames into the folder of models: the checkpoint is there by then.
+        with failing("rename", 1, errno.EIO, store.unfinished / f"{job.id}") as fault:
+            fault.below = store.unfinished
+            fault.nth = 2 if attempt == 1 else 1
+            assert train_here(shared, job.id, attempt) == exit_codes.RECORDED
+        assert fault.fired
+
+    paused = shared.openai.fine_tuning.jobs.retrieve(job.id)
+    assert (paused.status, paused.error) == ("paused", None)
+    messages = messages_of(shared, job.id)
+    assert sum(message.startswith(FAILED) for message in messages) == job_moves.MOST_CRASHES
+    assert "likeness verify" in messages[-1]
+    [kept] = shared.openai.fine_tuning.jobs.checkpoints.list(job.id)
+    assert kept.step_number == 2
+
+    shared.openai.fine_tuning.jobs.resume(job.id)
+    assert train_here(shared, job.id, job_moves.MOST_CRASHES + 1) == exit_codes.RECORDED
+    assert weights_of(shared, job.id) == undisturbed
+
+
+# --- before the training ---
+
+
+@pytest.mark.parametrize(("number", "remedy"), [(errno.ENOSPC, "Free space"), (errno.EIO, "See to the disk")])
+@pytest.mark.parametrize("kind", ["write", "fsync", "rename", "mkdir"])
+def test_files_that_the_disk_has_no_room_for_are_prepared_once_it_has(
+    shared: Installation, kind: Kind, number: int, remedy: str
+) -> None:
+    rows = [{**row, "anchor": f"{kind} {number} {row['anchor']}"} for row in PAIRS]
+    file_id = shared.upload(rows)
+
+    def prepare(fault: Fault) -> None:
+        job = shared.create_job(file_id)
+        if not fault.fired:
+            assert job.status == "queued"
+            return
+        assert (job.status, job.error) == ("paused", None)
+        assert remedy in messages_of(shared, job.id)[-1]
+        shared.openai.fine_tuning.jobs.resume(job.id)
+        # Whether it was all there before or not, it is whole now.
+        assert shared.prepare(job).status == "queued"
+        for entry in shared.settings.derived_dir.iterdir():
+            assert (entry / "manifest.json").exists(), "half of an entry is left"
+        derived_again(shared)
+
+    assert at_every(kind, number, shared.settings.derived_dir, prepare) >= 1
+
+
+def derived_again(shared: Installation) -> None:
+    """Have the next job prepare its files from the first byte."""
+    for entry in shared.settings.derived_dir.iterdir():
+        for path in entry.iterdir():
+            path.unlink()
+        entry.rmdir()
+
+
+def test_a_preparation_that_was_paused_counts_as_none(shared: Installation) -> None:
+    job = shared.create_job(
+        shared.upload([{**row, "anchor": f"often {row['anchor']}"} for row in PAIRS]), prepared=False
+    )
+    for _ in range(job_moves.MOST_CRASHES + 1):
+        with failing("fsync", 1, errno.ENOSPC, shared.settings.derived_dir):
+            assert shared.prepare(job).status == "paused"
+        shared.openai.fine_tuning.jobs.resume(job.id)
+
+    assert shared.prepare(job).status == "queued"
+
+
+def test_a_temporary_database_that_is_full_pauses_the_job_too(
+    shared: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = {
+        "corpus": upload(shared, "corpus.jsonl", lines(CORPUS)),
+        "queries": upload(shared, "queries.jsonl", lines(QUERIES)),
+    }
+    job = create(shared, upload(shared, "train.tsv", qrels(range(len(PAIRS) + len(HELD_OUT)))), data)
+    with monkeypatch.context() as patch:
+        patch.setattr(beir, "_SCHEMA", f"{beir._SCHEMA} PRAGMA max_page_count = 1;")
+        assert shared.prepare(job).status == "paused"
+    assert "Free space" in messages_of(shared, job.id)[-1]
+
+    shared.openai.fine_tuning.jobs.resume(job.id)
+
+    assert shared.prepare(job).status == "queued"
