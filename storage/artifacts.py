@@ -237,7 +237,7 @@ class ArtifactStore:
             raise corrupt_model(artifact, str(error)) from error
         if promised is None:
             raise FileNotFoundError(path)
-        if not path.is_file() or manifests.sha256(path) != promised:
+        if path.is_symlink() or not path.is_file() or manifests.sha256(path) != promised:
             raise corrupt_model(artifact, f"{_CARD} differs from its checksum")
         return path.read_text("utf-8")
 

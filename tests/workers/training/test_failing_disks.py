@@ -95,10 +95,8 @@ def test_a_disk_that_goes_on_failing_pauses_the_job_with_its_last_checkpoint(
 ) -> None:
     job = shared.create_job(pairs_file, max_steps=2, seed=7)
     for attempt in range(1, job_moves.MOST_CRASHES + 1):
-        # The first of each attempt's renames into the folder of models: the checkpoint is there by then.
-        with failing("rename", 1, errno.EIO, store.unfinished / f"{job.id}") as fault:
-            fault.below = store.unfinished
-            fault.nth = 2 if attempt == 1 else 1
+        # The model's, after the checkpoint's of the first attempt.
+        with failing("rename", 2 if attempt == 1 else 1, errno.EIO, store.unfinished) as fault:
             assert train_here(shared, job.id, attempt) == exit_codes.RECORDED
         assert fault.fired
 
@@ -152,9 +150,8 @@ def derived_again(shared: Installation) -> None:
 
 
 def test_a_preparation_that_was_paused_counts_as_none(shared: Installation) -> None:
-    job = shared.create_job(
-        shared.upload([{**row, "anchor": f"often {row['anchor']}"} for row in PAIRS]), prepared=False
-    )
+    rows = [{**row, "anchor": f"often {row['anchor']}"} for row in PAIRS]
+    job = shared.create_job(shared.upload(rows), prepared=False)
     for _ in range(job_moves.MOST_CRASHES + 1):
         with failing("fsync", 1, errno.ENOSPC, shared.settings.derived_dir):
             assert shared.prepare(job).status == "paused"
