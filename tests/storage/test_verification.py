@@ -18,7 +18,7 @@ from storage.ids import new_id
 from storage.search_trials import SearchTrials
 from storage.tables import Model, Team
 from storage.verification import Finding, Verification
-from tests.storage.rows import TEAM, add_job, add_upload, job_of
+from tests.storage.rows import TEAM, USABLE, add_job, add_upload, job_of
 
 CONTENT = b"one\n" * 100
 
@@ -41,7 +41,14 @@ def add_stored_file(database: Database, store: ArtifactStore) -> tuple[str, Path
     stored = asyncio.run(store.write_file(file_id, stream()))
     with database.session(TEAM) as session:
         files.create(session, file_id, filename="rows.jsonl", purpose="fine-tune", stored=stored)
+    with database.session_across_teams() as session:
+        files.record_verdict(session, file_id, USABLE)
     return file_id, store.file(file_id)
+
+
+def add_job_in(database: Database, store: ArtifactStore, state: str) -> str:
+    """A job in a state, whose file is stored."""
+    return add_job(database, state, training_file=add_stored_file(database, store)[0])
 
 
 def add_stored_part(database: Database, store: ArtifactStore) -> tuple[str, Path]:
@@ -59,7 +66,7 @@ def add_stored_part(database: Database, store: ArtifactStore) -> tuple[str, Path
 
 
 def add_stored_model(database: Database, store: ArtifactStore) -> tuple[str, Path]:
-    job_id = add_job(database, "succeeded")
+    job_id = add_job_in(database, store, "succeeded")
     with store.publishing_model(f"{job_id}-1") as folder:
         fill(folder)
     path = store.model(f"{job_id}-1") / "model.safetensors"
@@ -69,7 +76,7 @@ def add_stored_model(database: Database, store: ArtifactStore) -> tuple[str, Pat
 
 
 def add_checkpoint(database: Database, store: ArtifactStore) -> tuple[str, Path]:
-    job_id = add_job(database, "paused")
+    job_id = add_job_in(database, store, "paused")
     stored = JobCheckpoints(store, job_id)
     with stored.publishing(3) as folder:
         fill(folder)
@@ -77,7 +84,7 @@ def add_checkpoint(database: Database, store: ArtifactStore) -> tuple[str, Path]
 
 
 def add_trial(database: Database, store: ArtifactStore) -> tuple[str, Path]:
-    job_id = add_job(database, "running")
+    job_id = add_job_in(database, store, "running")
     stored = SearchTrials(store, job_id)
     with stored.publishing("trial", 0) as folder:
         fill(folder)
@@ -105,7 +112,7 @@ def flip(path: Path) -> None:
 
 def link(path: Path) -> None:
     [outside] = (folder.parent for folder in path.parents if folder.name == "artifacts")
-    path.symlink_to(path.rename(outside / "elsewhere"))
+    path.symlink_to(path.rename(outside / new_id("elsewhere")))
 
 
 DAMAGES: dict[str, Callable[[Path], object]] = {
@@ -123,25 +130,25 @@ def test_where_all_is_well_nothing_is_found(database: Database, store: ArtifactS
     verification = Verification(database, store)
 
     assert list(verification.findings()) == []
-    assert verification.looked_at == {"file": 1, "part": 1, "model": 1, "checkpoint": 2}
+    assert verification.looked_at == {"file": 4, "part": 1, "model": 1, "checkpoint": 2}
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_is_damaged_is_named_with_what_to_do(
-    database: Database, store: ArtifactStore, kind: str, damage: str
-) -> None:
-    for add in KINDS.values():
-        add(database, store)
-    name, path = KINDS[kind](database, store)
-    DAMAGES[damage](path)
+def test_what_is_damaged_is_named_with_what_to_do(database: Database, store: ArtifactStore, damage: str) -> None:
+    sound = [add(database, store) for add in KINDS.values()]
+    damaged = [(kind.strip(), *add(database, store)) for kind, add in KINDS.items()]
+    for _, _, path in damaged:
+        DAMAGES[damage](path)
 
-    [finding] = findings(database, store)
+    found = findings(database, store)
 
-    assert (finding.kind, finding.name) == (kind.strip(), name)
-    assert finding.what
-    assert finding.remedy.endswith(".")
-    assert str(store.root) not in finding.what
+    assert {(finding.kind, finding.name) for finding in found} == {(kind, name) for kind, name, _ in damaged}
+    assert len(found) == len(damaged)
+    assert not {finding.name for finding in found} & {name for name, _ in sound}
+    for finding in found:
+        assert finding.what
+        assert finding.remedy.endswith(".")
+        assert str(store.root) not in finding.what
 
 
 def test_a_damaged_model_is_withdrawn_and_a_mended_one_is_not(database: Database, store: ArtifactStore) -> None:
@@ -184,7 +191,9 @@ def test_what_the_disk_does_not_give_is_found_and_withdraws_nothing(
 
     monkeypatch.setattr(manifests, "sha256", read)
 
-    assert [finding.what for finding in findings(database, store)] == ["can't be read (Input/output error)"] * 4
+    found = findings(database, store)
+    assert {finding.kind for finding in found} == {"file", "part", "model", "checkpoint"}
+    assert {finding.what for finding in found} == {"can't be read (Input/output error)"}
     assert damage_of(database, name) is None
 
 
