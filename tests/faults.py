@@ -31,7 +31,7 @@ class Fault:
     below: Path
     seen: int = 0
     fired: bool = False
-    given_up: set[tuple[int, int]] = field(default_factory=set)  # files whose fsync was refused: device and inode
+    given_up: dict[int, int] = field(default_factory=dict)  # files whose fsync was refused: inode → open, to keep it
     asked_again: list[str] = field(default_factory=list)  # of these, those that were used after all
 
     def meet(self, kind: Kind, path: object) -> None:
@@ -48,14 +48,13 @@ class Fault:
     def fsync(self, descriptor: int, real: Callable[[int], None]) -> None:
         """Raises OSError if it is this fsync; one of the same file afterwards is written down."""
         path, status = Path(f"/proc/self/fd/{descriptor}").readlink(), os.fstat(descriptor)
-        file = (status.st_dev, status.st_ino)
-        if file in self.given_up:
+        if status.st_ino in self.given_up:
             self.asked_again.append(str(path))
         try:
             self.meet("fsync", path)
         except OSError:
             if stat.S_ISREG(status.st_mode):
-                self.given_up.add(file)
+                self.given_up[status.st_ino] = os.dup(descriptor)
             raise
         real(descriptor)
 
@@ -87,6 +86,8 @@ def failing(kind: Kind, nth: int, number: int, below: Path) -> Iterator[Fault]:
         patch.setattr(io, "open", lambda *arguments, **options: _opened(fault, opened, *arguments, **options))
         patch.setattr(export, "save_file", save_file)
         yield fault
+    for descriptor in fault.given_up.values():
+        os.close(descriptor)
 
 
 def at_every(kind: Kind, number: int, below: Path, run: Callable[[Fault], None]) -> int:

@@ -60,17 +60,9 @@ def whole(store: ArtifactStore, job: Any) -> bool:
     )
 
 
-@pytest.mark.parametrize(
-    ("kind", "number", "at_least"), [("rename", errno.EIO, 2), ("rename", errno.ENOSPC, 2), ("mkdir", errno.EIO, 2)]
-)
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC], ids=errno.errorcode.get)
 def test_wherever_the_disk_fails_a_job_publishes_once_and_the_same_bytes(
-    shared: Installation,
-    store: ArtifactStore,
-    pairs_file: str,
-    undisturbed: str,
-    kind: Kind,
-    number: int,
-    at_least: int,
+    shared: Installation, store: ArtifactStore, pairs_file: str, undisturbed: str, number: int
 ) -> None:
     def run_job(fault: Fault) -> None:
         job = shared.create_job(pairs_file, max_steps=2, seed=7)
@@ -86,7 +78,8 @@ def test_wherever_the_disk_fails_a_job_publishes_once_and_the_same_bytes(
         assert weights_of(shared, job.id) == undisturbed
         assert whole(store, after)
 
-    assert at_every(kind, number, store.root, run_job) >= at_least
+    # The checkpoint's and the model's; which calls else may fail is tried where they are made.
+    assert at_every("rename", number, store.root, run_job) == 2
     assert list(store.unfinished.iterdir()) == []
 
 
@@ -116,37 +109,27 @@ def test_a_disk_that_goes_on_failing_pauses_the_job_with_its_last_checkpoint(
 # --- before the training ---
 
 
-@pytest.mark.parametrize(("number", "remedy"), [(errno.ENOSPC, "Free space"), (errno.EIO, "See to the disk")])
-@pytest.mark.parametrize("kind", ["write", "fsync", "rename", "mkdir"])
-def test_files_that_the_disk_has_no_room_for_are_prepared_once_it_has(
+@pytest.mark.parametrize(
+    ("kind", "number", "remedy"),
+    [
+        ("write", errno.EDQUOT, "Free space"),
+        ("fsync", errno.EIO, "See to the disk"),
+        ("mkdir", errno.EROFS, "See to the disk"),
+    ],
+)
+def test_files_that_the_disk_refuses_are_prepared_once_it_does_not(
     shared: Installation, kind: Kind, number: int, remedy: str
 ) -> None:
-    rows = [{**row, "anchor": f"{kind} {number} {row['anchor']}"} for row in PAIRS]
-    file_id = shared.upload(rows)
+    file_id = shared.upload([{**row, "anchor": f"{kind} {number} {row['anchor']}"} for row in PAIRS])
 
-    def prepare(fault: Fault) -> None:
+    with failing(kind, 1, number, shared.settings.derived_dir):
         job = shared.create_job(file_id)
-        if not fault.fired:
-            assert job.status == "queued"
-            return
-        assert (job.status, job.error) == ("paused", None)
-        assert remedy in messages_of(shared, job.id)[-1]
-        shared.openai.fine_tuning.jobs.resume(job.id)
-        # Whether it was all there before or not, it is whole now.
-        assert shared.prepare(job).status == "queued"
-        for entry in shared.settings.derived_dir.iterdir():
-            assert (entry / "manifest.json").exists(), "half of an entry is left"
-        derived_again(shared)
 
-    assert at_every(kind, number, shared.settings.derived_dir, prepare) >= 1
-
-
-def derived_again(shared: Installation) -> None:
-    """Have the next job prepare its files from the first byte."""
-    for entry in shared.settings.derived_dir.iterdir():
-        for path in entry.iterdir():
-            path.unlink()
-        entry.rmdir()
+    assert (job.status, job.error) == ("paused", None)
+    assert remedy in messages_of(shared, job.id)[-1]
+    assert all((entry / "manifest.json").exists() for entry in shared.settings.derived_dir.iterdir())
+    shared.openai.fine_tuning.jobs.resume(job.id)
+    assert shared.prepare(job).status == "queued"
 
 
 def test_a_preparation_that_was_paused_counts_as_none(shared: Installation) -> None:
@@ -169,7 +152,7 @@ def test_a_temporary_database_that_is_full_pauses_the_job_too(
     }
     job = create(shared, upload(shared, "train.tsv", qrels(range(len(PAIRS) + len(HELD_OUT)))), data)
     with monkeypatch.context() as patch:
-        patch.setattr(beir, "_SCHEMA", f"{beir._SCHEMA} PRAGMA max_page_count = 1;")
+        patch.setattr(beir, "_SCHEMA", f"PRAGMA page_size = 512; {beir._SCHEMA} PRAGMA max_page_count = 1;")
         assert shared.prepare(job).status == "paused"
     assert "Free space" in messages_of(shared, job.id)[-1]
 
