@@ -111,9 +111,7 @@ ERROR_CODES: dict[str, ErrorKind] = {
     "non_finite_loss": ErrorKind(500, "job_error", "The loss became NaN or infinite."),
     "embeddings_collapsed": ErrorKind(500, "job_error", "All texts got nearly the same embedding."),
     "out_of_memory": ErrorKind(500, "job_error", "Training needed more memory than there is."),
-    "disk_full": ErrorKind(
-        500, "job_error", "The disk filled up while files were prepared; now the job pauses."
-    ),
+    "disk_full": ErrorKind(500, "job_error", "The disk filled up while files were prepared; now the job pauses."),
     "training_file_missing": ErrorKind(500, "job_error", "The training file's bytes are gone."),
     "worker_lost": ErrorKind(500, "job_error", "The worker died more often than a job may be retried."),
     "preparation_crashed": ErrorKind(500, "job_error", "Preparing files stopped on a defect; the worker's log has it."),

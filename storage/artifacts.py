@@ -14,10 +14,13 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
 from anyio import to_thread
 
 from api_schemas.errors import LikenessError
 from storage import disk, manifests
+
+log = structlog.get_logger("likeness.artifacts")
 
 #: The card, and the file whose checksum a model's row has too.
 _CARD = "README.md"
@@ -299,11 +302,11 @@ def _flush_to_disk(target: object) -> None:
 
 
 def _put_in_place(temporary: Path, target: Path) -> None:
-    """Give a file that is on the disk its name, for good. Raises OSError; then it has none."""
-    temporary.rename(target)
+    """Give a file that is on the disk a name that nothing has, for good. Raises OSError; then nothing has it."""
     try:
+        temporary.rename(target)
         disk.force_directory(target.parent)
-    except OSError:
+    except OSError:  # also of a rename that was done and told as failed
         disk.remove(target)
         raise
 
@@ -312,37 +315,45 @@ def _publish(temporary: Path, target: Path) -> None:
     """Give a folder that is on the disk its name, for good. Raises OSError; then it has the old one."""
     try:
         temporary.rename(target)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-            raise
-        raise AlreadyPublishedError(errno.EEXIST, "is published already", target.name) from error
-    try:
         disk.force_directory(target.parent)
-    except OSError:
-        with suppress(OSError):
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise AlreadyPublishedError(errno.EEXIST, "is published already", target.name) from error
+        with suppress(OSError):  # also of a rename that was done and told as failed
             target.rename(temporary)
         raise
 
 
 @contextmanager
-def _trouble_is_told() -> Iterator[None]:
+def failing_disk_is_told() -> Iterator[None]:
+    """What a disk that fails raises in the block becomes LikenessError `storage_failed`."""
     try:
         yield
     except OSError as error:
-        if disk.is_full(error):
-            raise LikenessError(
-                "storage_full",
-                "The disk that holds uploaded files is full; nothing was kept. Free space, then upload again.",
-                headers={"Retry-After": "60"},
-            ) from error
-        if disk.is_failing(error):
-            raise LikenessError(
-                "storage_failed",
-                f"The disk that holds uploaded files failed ({error.strerror}); nothing was kept. "
-                "Upload again; if it goes on, see to the disk.",
-                headers={"Retry-After": "60"},
-            ) from error
-        raise
+        if not disk.is_failing(error):
+            raise
+        log.error("disk_failed", reason=error.strerror, path=str(error.filename))
+        raise LikenessError(
+            "storage_failed",
+            f"The disk that holds files and models failed ({error.strerror}); nothing was changed. Try again; "
+            "if it goes on, see to the disk.",
+            headers={"Retry-After": "60"},
+        ) from error
+
+
+@contextmanager
+def _trouble_is_told() -> Iterator[None]:
+    try:
+        with failing_disk_is_told():
+            yield
+    except OSError as error:
+        if not disk.is_full(error):
+            raise
+        raise LikenessError(
+            "storage_full",
+            "The disk that holds uploaded files is full; nothing was kept. Free space, then upload again.",
+            headers={"Retry-After": "60"},
+        ) from error
 
 
 def _part_lost(index: int) -> LikenessError:

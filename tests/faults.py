@@ -23,12 +23,16 @@ _MOST = 300
 
 @dataclass
 class Fault:
-    """The n-th operation of a kind on what is below a folder, which is refused with an error number."""
+    """The n-th operation of a kind on what is below a folder, which is refused with an error number.
+
+    done: it is done all the same, and only its answer is lost; of renames.
+    """
 
     kind: Kind
     nth: int
     number: int
     below: Path
+    done: bool = False
     seen: int = 0
     fired: bool = False
     given_up: dict[int, int] = field(default_factory=dict)  # files whose fsync was refused: inode → open, to keep it
@@ -60,9 +64,9 @@ class Fault:
 
 
 @contextmanager
-def failing(kind: Kind, nth: int, number: int, below: Path) -> Iterator[Fault]:
+def failing(kind: Kind, nth: int, number: int, below: Path, *, done: bool = False) -> Iterator[Fault]:
     """A disk that refuses the n-th operation during the block, and no other."""
-    fault = Fault(kind, nth, number, below)
+    fault = Fault(kind, nth, number, below, done)
     fsync, rename, mkdir, opened, save = os.fsync, os.rename, os.mkdir, io.open, export.save_file
 
     def save_file(tensors: Any, path: Any, **options: Any) -> None:
@@ -74,8 +78,11 @@ def failing(kind: Kind, nth: int, number: int, below: Path) -> Iterator[Fault]:
 
     def watched(kind: Kind, real: Callable[..., None]) -> Callable[..., None]:
         def call(path: Any, *arguments: Any, **options: Any) -> None:
-            fault.meet(kind, path)
+            if not fault.done:
+                fault.meet(kind, path)
             real(path, *arguments, **options)
+            if fault.done:
+                fault.meet(kind, path)
 
         return call
 
@@ -90,13 +97,13 @@ def failing(kind: Kind, nth: int, number: int, below: Path) -> Iterator[Fault]:
         os.close(descriptor)
 
 
-def at_every(kind: Kind, number: int, below: Path, run: Callable[[Fault], None]) -> int:
+def at_every(kind: Kind, number: int, below: Path, run: Callable[[Fault], None], *, done: bool = False) -> int:
     """Run with a fault at the first operation, at the second, and so on, until a run meets none. How many did.
 
     No file may be used whose fsync was refused.
     """
     for nth in itertools.count(1):
-        with failing(kind, nth, number, below) as fault:
+        with failing(kind, nth, number, below, done=done) as fault:
             run(fault)
         assert fault.asked_again == []
         if not fault.fired:

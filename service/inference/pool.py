@@ -15,8 +15,7 @@ from encoders import registry
 from encoders.errors import EncoderError
 from encoders.loading import AnyEncoder, load
 from service.model_names import NamedModel
-from storage import disk
-from storage.artifacts import corrupt_model
+from storage.artifacts import corrupt_model, failing_disk_is_told
 from storage.model_folders import ModelFolders
 
 log = structlog.get_logger(__name__)
@@ -94,11 +93,12 @@ class EncoderPool:
 
     def _load(self, model: NamedModel) -> AnyEncoder:
         try:
-            folder = self._folder(model)
-            encoder = load(folder, model.reads, device=self._device)
+            with failing_disk_is_told():
+                encoder = load(self._folder(model), model.reads, device=self._device)
         except (EncoderError, OSError) as error:
             log.error("encoder_not_loaded", model=model.name, reason=str(error))
-            raise _refusal(model.name, error) from error
+            message = f"{model.name} can't be loaded: {_PATH.sub(_last_part, str(error))}"
+            raise LikenessError("weights_unavailable", message) from error
         log.info("encoder_loaded", model=model.name, device=self._device)
         return encoder.eval()
 
@@ -110,13 +110,6 @@ class EncoderPool:
         if model.weights_sha256 is not None:
             registry.verify_weights(folder, model.weights_sha256)
         return folder
-
-
-def _refusal(name: str, error: EncoderError | OSError) -> LikenessError:
-    if disk.is_failing(error):
-        message = f"{name} can't be read from the disk. Try again; if it goes on, see to the disk."
-        return LikenessError("storage_failed", message, headers={"Retry-After": "10"})
-    return LikenessError("weights_unavailable", f"{name} can't be loaded: {_PATH.sub(_last_part, str(error))}")
 
 
 def _last_part(path: re.Match[str]) -> str:

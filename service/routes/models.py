@@ -15,6 +15,7 @@ from service.state import ServiceState, StateDep
 from service.strict_route import StrictRoute
 from storage import models, tables
 from storage.archives import Archive
+from storage.artifacts import failing_disk_is_told
 from storage.model_folders import ModelFolders
 
 router = APIRouter(prefix="/v1/models", tags=["models"], route_class=StrictRoute)
@@ -40,7 +41,8 @@ def get_card(model: str, caller: CallerDep, state: StateDep) -> Response:
     """The model card in Markdown: data, configuration, figures with their intervals, limits and licence."""
     found = _tuned_model(model, caller, state)
     try:
-        return Response(state.artifacts.card(found.artifact), media_type="text/markdown; charset=utf-8")
+        with failing_disk_is_told():
+            return Response(state.artifacts.card(found.artifact), media_type="text/markdown; charset=utf-8")
     except FileNotFoundError as gone:
         raise LikenessError("not_found", f"The model {model!r} has no card.", param="model") from gone
 
@@ -50,7 +52,8 @@ def download_model(model: str, caller: CallerDep, state: StateDep) -> StreamingR
     """A tar of the model's folder; unpacked, it opens in SentenceTransformer. Checked against its checksums before."""
     found = _tuned_model(model, caller, state)
     folders = ModelFolders(state.database, state.artifacts)
-    folder = folders.verified(found.id, found.artifact, weights_sha256=found.weights_sha256)
+    with failing_disk_is_told():
+        folder = folders.verified(found.id, found.artifact, weights_sha256=found.weights_sha256)
     archive = Archive.of_folder(folder)
     filename = re.sub(r"[^A-Za-z0-9._-]+", "-", model)
     headers = {"Content-Length": str(archive.size), "Content-Disposition": f'attachment; filename="{filename}.tar"'}

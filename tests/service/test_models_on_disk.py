@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import errno
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 import openai
 import pytest
 
-from storage import garbage
+from storage import garbage, manifests
 from storage.artifacts import ArtifactStore
 from storage.garbage import Retention
 from tests.installation import PAIRS, Installation, running_installation
@@ -75,6 +77,24 @@ def test_what_is_damaged_is_not_sent(shared: Installation, pairs_file: str, what
     answer = shared.request("GET", f"/v1/models/{model}/{what}")
 
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "artifact_corrupt")
+
+
+@pytest.mark.parametrize("what", ["card", "download"])
+def test_what_the_disk_does_not_give_is_not_called_damaged(
+    shared: Installation, pairs_file: str, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    model, folder = published(shared, pairs_file)
+
+    def read(folder: Path) -> Any:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(folder))
+
+    monkeypatch.setattr(manifests, "recorded", read)
+    answer = shared.request("GET", f"/v1/models/{model}/{what}")
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "storage_failed")
+    assert answer.headers["retry-after"]
+    assert folder.name not in answer.text
+    assert model_of(shared, model)["damage"] is None
 
 
 def test_a_download_that_finds_damage_withdraws_the_model(shared: Installation, pairs_file: str) -> None:

@@ -24,16 +24,18 @@ from tests.faults import Fault, Kind, at_every
 from tests.markdown import ROOT
 
 CONTENT = b"one\n" * 1000
-TROUBLES: list[tuple[Kind, int]] = [
-    ("write", errno.ENOSPC),
-    ("write", errno.EDQUOT),
-    ("fsync", errno.EIO),
-    ("fsync", errno.ENOSPC),
-    ("rename", errno.EIO),
-    ("rename", errno.ENOSPC),
-    ("mkdir", errno.ENOSPC),
+#: What is refused, how, and whether it is done all the same.
+TROUBLES: list[tuple[Kind, int, bool]] = [
+    ("write", errno.ENOSPC, False),
+    ("write", errno.EDQUOT, False),
+    ("fsync", errno.EIO, False),
+    ("fsync", errno.ENOSPC, False),
+    ("rename", errno.EIO, False),
+    ("rename", errno.EIO, True),
+    ("rename", errno.ENOSPC, False),
+    ("mkdir", errno.ENOSPC, False),
 ]
-IDS = [f"{errno.errorcode[number]} at a {kind}" for kind, number in TROUBLES]
+IDS = [f"{errno.errorcode[number]} at a {kind}{' that is done' if done else ''}" for kind, number, done in TROUBLES]
 
 
 async def stream() -> AsyncIterator[bytes]:
@@ -79,9 +81,9 @@ def assemble(store: ArtifactStore) -> None:
 
 
 @pytest.mark.parametrize("receive", [upload, send_part, assemble])
-@pytest.mark.parametrize(("kind", "number"), TROUBLES, ids=IDS)
+@pytest.mark.parametrize(("kind", "number", "done"), TROUBLES, ids=IDS)
 def test_bytes_received_are_kept_whole_or_refused_with_a_reason(
-    store: ArtifactStore, receive: Callable[[ArtifactStore], None], kind: Kind, number: int
+    store: ArtifactStore, receive: Callable[[ArtifactStore], None], kind: Kind, number: int, done: bool
 ) -> None:
     part = store.part("upload-0", hashlib.sha256(CONTENT).hexdigest())
     part.parent.mkdir()
@@ -101,7 +103,7 @@ def test_bytes_received_are_kept_whole_or_refused_with_a_reason(
         # A part may be there before it has a row: then it is whole, and goes with its upload.
         assert all(name.startswith("parts/") and content == CONTENT for name, content in new.items())
 
-    failed = at_every(kind, number, store.root, run)
+    failed = at_every(kind, number, store.root, run, done=done)
 
     expected = {"write": 1, "fsync": 2, "rename": 1, "mkdir": 0 if receive is not send_part else 1}
     assert failed >= expected[kind]
@@ -138,9 +140,9 @@ def keep_trial(store: ArtifactStore) -> None:
 
 
 @pytest.mark.parametrize("act", [publish, keep_checkpoint, keep_first_checkpoint, keep_trial])
-@pytest.mark.parametrize(("kind", "number"), TROUBLES, ids=IDS)
+@pytest.mark.parametrize(("kind", "number", "done"), TROUBLES, ids=IDS)
 def test_a_folder_is_published_whole_or_not_at_all(
-    store: ArtifactStore, act: Callable[[ArtifactStore], None], kind: Kind, number: int
+    store: ArtifactStore, act: Callable[[ArtifactStore], None], kind: Kind, number: int, done: bool
 ) -> None:
     with JobCheckpoints(store, "ftjob-1").publishing(2) as folder:
         fill(folder)
@@ -157,7 +159,7 @@ def test_a_folder_is_published_whole_or_not_at_all(
         else:
             assert refusal is None
 
-    failed = at_every(kind, number, store.root, run)
+    failed = at_every(kind, number, store.root, run, done=done)
 
     # The files, their manifest, their folders and the one they come into; who fails at none of them checks nothing.
     assert failed >= {"write": 3, "fsync": 6, "rename": 1, "mkdir": 2}[kind]

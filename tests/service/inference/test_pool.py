@@ -176,7 +176,7 @@ def test_a_disk_that_does_not_give_a_model_is_not_taken_for_damage(
         with pytest.raises(LikenessError) as refusal:
             await pool.get(model)
         monkeypatch.undo()
-        assert (refusal.value.code, refusal.value.headers["Retry-After"]) == ("storage_failed", "10")
+        assert (refusal.value.code, refusal.value.headers["Retry-After"]) == ("storage_failed", "60")
         assert str(store.root) not in refusal.value.message
         assert (await pool.get(model)).dimension == 32
 

@@ -106,6 +106,24 @@ def test_a_disk_that_goes_on_failing_pauses_the_job_with_its_last_checkpoint(
     assert weights_of(shared, job.id) == undisturbed
 
 
+def test_a_model_that_is_altered_before_a_job_trains_it_further_is_not_trained_on(
+    shared: Installation, store: ArtifactStore, pairs_file: str
+) -> None:
+    model = shared.publish(shared.create_job(pairs_file))
+    job = shared.create_job(pairs_file, model=model)
+    assert job.status == "queued"
+    [altered] = [
+        name for name in store.models() if name.startswith(shared.openai.models.retrieve(model).fine_tuning_job)
+    ]
+    (store.model(altered) / "config.json").unlink()
+
+    assert train_here(shared, job.id, 1) == exit_codes.RECORDED
+
+    failed = shared.openai.fine_tuning.jobs.retrieve(job.id)
+    assert (failed.status, failed.error.code) == ("failed", "artifact_corrupt")
+    assert shared.openai.models.retrieve(model).damage == "config.json is missing"
+
+
 # --- before the training ---
 
 
