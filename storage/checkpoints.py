@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 from api_schemas.jobs import ENDED
 from storage import disk, manifests
 from storage.artifacts import ArtifactStore
+from storage.database import Database
 from storage.tables import Job
 
 SUMMARY = "checkpoint.json"
@@ -111,9 +112,10 @@ def remove_if_ended(session: Session, artifacts: ArtifactStore, job_id: str) -> 
         JobCheckpoints(artifacts, job_id).remove_all()
 
 
-def sweep(session: Session, artifacts: ArtifactStore) -> int:
+def sweep(database: Database, artifacts: ArtifactStore) -> int:
     """Remove the checkpoints of jobs that have ended, left by who was killed. Returns of how many jobs."""
     held = [path.name for path in artifacts.checkpoints.iterdir()]
-    going_on = set(session.scalars(select(Job.id).where(Job.id.in_(held), Job.state.not_in(ENDED))))
+    with database.session_across_teams() as session:
+        going_on = set(session.scalars(select(Job.id).where(Job.id.in_(held), Job.state.not_in(ENDED))))
     ended = [job_id for job_id in held if job_id not in going_on]
     return sum(JobCheckpoints(artifacts, job_id).remove_all() for job_id in ended)
