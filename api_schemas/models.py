@@ -31,6 +31,10 @@ class Model(ResponseModel):
     )
     fine_tuning_job: str | None = Field(default=None, description="The job that made it.")
     training_file: str | None = Field(default=None, description="The file it learned from.")
+    damage: str | None = Field(
+        default=None,
+        description="What was found wrong with its stored files; it is not served until they are mended.",
+    )
     evaluation_split: str | None = Field(
         default=None, description="The id of the rows that its job's evaluation asked about."
     )

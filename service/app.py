@@ -17,6 +17,7 @@ from service.telemetry import RequestTelemetry
 from storage import queue
 from storage.artifacts import ArtifactStore
 from storage.database import Database
+from storage.model_folders import ModelFolders
 
 _DESCRIPTION = """
 Teach an encoder what *alike* means to you, then use it.
@@ -59,7 +60,7 @@ def _build_state(settings: ServiceSettings) -> ServiceState:
         # Here and not above: the API role has no torch.
         from service.inference.engine import InferenceEngine
 
-        state.inference = InferenceEngine(settings, state.artifacts)
+        state.inference = InferenceEngine(settings, ModelFolders(state.database, state.artifacts))
     return state
 
 

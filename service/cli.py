@@ -15,6 +15,7 @@ from sqlalchemy.exc import OperationalError
 
 from api_schemas.defaults import MODEL
 from service.settings import ServiceSettings
+from service.verify import verify
 from storage import schema, teams
 from storage.database import Database
 from storage.embedded import EmbeddedServerError
@@ -111,6 +112,9 @@ def migrate(data_dir: DataDir = None) -> None:
     """Bring the database's schema up to date. Safe to run by several at once, and again."""
     with _database(data_dir) as database:
         console.print(f"The schema is at revision {schema.migrate(database)}.")
+
+
+app.command()(verify)
 
 
 @keys_app.command("create")

@@ -167,6 +167,19 @@ def crashed(session: Session, job_id: str, attempt: int, what: str) -> None:
     job_moves.crashed(session, running(session, job_id, attempt), what)
 
 
+def disk_failed(session: Session, job_id: str, attempt: int, what: str) -> None:
+    """The attempt met a disk that fails: try again, which spends a crash, or pause once all but one are spent.
+
+    Failing the job would remove its checkpoints. Raises StaleAttempt.
+    """
+    row = running(session, job_id, attempt)
+    if row.crashes + 1 < job_moves.MOST_CRASHES:
+        job_moves.crashed(session, row, what)
+    else:
+        remedy = "See to the disk, then let `likeness verify` look for what it has damaged"
+        job_moves.pause(session, row, "error", f"{what}. {remedy}")
+
+
 def rescue_expired(session: Session) -> int:
     """Give every job whose lease ran out to another worker, or fail it. Returns how many there were."""
     expired = session.scalars(

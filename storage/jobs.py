@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from api_schemas.errors import LikenessError
 from api_schemas.jobs import ENDED, JobCreate, JobStatus
 from api_schemas.models import Reads
-from storage import job_files, job_moves, preparations
+from storage import job_files, job_moves, models, preparations
 from storage.ids import new_id
 from storage.pages import Order, page
 from storage.tables import File, Job
@@ -41,6 +41,7 @@ def create(
         session.refresh(file, with_for_update={"read": True})
         if file.deleted_at is not None:
             raise LikenessError("not_found", f"There is no file {file.id!r}")
+    models.hold(session, request.model)
     row = Job(
         id=new_id("ftjob"),
         state="validating_files",

@@ -53,6 +53,17 @@ def give_back(session: Session, job_id: str) -> None:
         job_moves.add_event(session, row, "warn", "The worker is shutting down; the files are prepared by another")
 
 
+def pause(session: Session, job_id: str, message: str) -> None:
+    """Pause the job until somebody has done what the message asks for; this beginning doesn't count.
+
+    Does nothing once preparation is over.
+    """
+    row = _locked_in_preparation(session, job_id)
+    if row is not None:
+        row.preparations_begun = max(0, row.preparations_begun - 1)
+        job_moves.pause(session, row, "warn", message)
+
+
 def record(session: Session, job_id: str, message: str, *, level: Level = "info") -> None:
     """Write an event of a preparation. Does nothing once that is over."""
     row = _locked_in_preparation(session, job_id)

@@ -42,6 +42,14 @@ class StorageSettings(BaseSettings):
         description="How large the tokenized datasets, which can be made again, may grow; the least recently used "
         "go first.",
     )
+    deleted_model_seconds: float = Field(
+        default=300.0,
+        ge=0,
+        description="How long a deleted model's files stay, for requests and downloads that still read them.",
+    )
+    tensorboard_days: float = Field(
+        default=30.0, ge=0, description="How long what a training wrote for TensorBoard stays after its job's end."
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", description="DEBUG, INFO, WARNING or ERROR: the least that is worth a line in the log."
     )

@@ -227,6 +227,8 @@ class Model(TeamOwned, Base):
     reads: Mapped[Reads] = mapped_column(Text, server_default="texts")
     dimension: Mapped[int]
     max_seq_length: Mapped[int | None]
+    # What was found wrong with its folder; until that is mended it is not served.
+    damage: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
     deleted_at: Mapped[datetime | None]
 

@@ -27,6 +27,7 @@ from service.state import ServiceState
 from storage import attempts, jobs, queue, teams
 from storage.artifacts import ArtifactStore
 from storage.database import Database
+from storage.manifests import sha256
 from storage.processes import start_child, stop_child
 from storage.tables import Team
 from workers import preparing, tasks, validating
@@ -108,9 +109,10 @@ class Installation:
         with ArtifactStore(self.settings.artifacts_dir).publishing_model(f"{job.id}-{job.attempt}") as folder:
             base = registry.locate(job.model, self.settings.base_models_dir)
             shutil.copytree(base, folder, dirs_exist_ok=True)
+            weights = sha256(folder / "model.safetensors")
         with self.database.session_across_teams() as session:
             return attempts.succeed(
-                session, job.id, job.attempt, base_model=job.model, weights_sha256="0" * 64, dimension=32,
+                session, job.id, job.attempt, base_model=job.model, weights_sha256=weights, dimension=32,
                 max_seq_length=48, trained_tokens=1,
             ).id  # fmt: skip
 

@@ -16,8 +16,9 @@ from api_schemas.jobs import DataOptions
 from encoders.prompts import Prompts
 from encoders.tokenizer import TextTokenizer
 from storage import files
-from storage.artifacts import ArtifactStore, sha256
+from storage.artifacts import ArtifactStore
 from storage.database import Database
+from storage.manifests import sha256
 from storage.settings import StorageSettings
 from workers.adapters import NoTokenizer
 from workers.data import beir, validation
@@ -122,7 +123,14 @@ class DatasetFiles:
                 raise validation.StoppedError
 
         corpus, queries = self._texts
-        return beir.validate(corpus.path, queries.path, stored.path, filename=stored.filename, on_read=on_read)
+        return beir.validate(
+            corpus.path,
+            queries.path,
+            stored.path,
+            filename=stored.filename,
+            on_read=on_read,
+            scratch=self._artifacts.unfinished,
+        )
 
     def rows(self, stored: StoredDataset, numbers: Collection[int]) -> dict[int, Row]:
         """Some rows of a verified file as they were sent, by number from 0; read through up to the last of them."""
@@ -140,7 +148,9 @@ class DatasetFiles:
         if self._texts is None:
             return validation.rows(stored.path, filename=stored.filename, options=self.read_options)
         corpus, queries = self._texts
-        return beir.rows(corpus.path, queries.path, stored.path, filename=stored.filename)
+        return beir.rows(
+            corpus.path, queries.path, stored.path, filename=stored.filename, scratch=self._artifacts.unfinished
+        )
 
     def _decisive_options(self) -> dict[str, Any]:
         """All that decides, besides a file's own bytes, which rows are made of it."""

@@ -24,9 +24,10 @@ from encoders.errors import EncoderError
 from encoders.folder import packs
 from encoders.prompts import Prompts
 from encoders.tokenizer import TextTokenizer
-from storage import job_files, job_moves, models, preparations
-from storage.artifacts import DISK_FULL, ArtifactStore
+from storage import disk, job_files, job_moves, models, preparations
+from storage.artifacts import ArtifactStore
 from storage.database import Database
+from storage.model_folders import ModelFolders
 from storage.settings import StorageSettings
 from storage.tables import Job
 from workers import model_options
@@ -91,7 +92,10 @@ def prepare(settings: StorageSettings, database: Database, job_id: str, stop: th
         raise
     except Exception as error:  # the edge of the process: whatever it is, another beginning would meet it again
         log.exception("preparation_failed", reason=type(error).__name__)
-        _fail(database, job_id, *_why(error))
+        if disk.is_full(error) or disk.is_failing(error):
+            _pause(database, job_id, error)
+        else:
+            _fail(database, job_id, *_why(error))
     else:
         _patiently(database, lambda session: preparations.finish(session, job_id, method))
 
@@ -99,6 +103,17 @@ def prepare(settings: StorageSettings, database: Database, job_id: str, stop: th
 def _fail(database: Database, job_id: str, code: str, message: str) -> None:
     log.warning("job_failed", code=code, reason=message)
     _patiently(database, lambda session: preparations.refuse(session, job_id, code, message))
+
+
+def _pause(database: Database, job_id: str, error: Exception) -> None:
+    """Leave a job on a disk that is full or fails until somebody has seen to that."""
+    message = "Paused because the disk of the data directory failed while the files were prepared. See to the disk"
+    if disk.is_full(error):
+        message = (
+            "Paused because the disk was full while the files were prepared. Free space in the data directory, for "
+            "instance by deleting files and models that nobody needs"
+        )
+    _patiently(database, lambda session: preparations.pause(session, job_id, message))
 
 
 def _patiently(database: Database, write: Callable[[Session], None]) -> None:
@@ -111,9 +126,6 @@ def _patiently(database: Database, write: Callable[[Session], None]) -> None:
 
 def _why(error: Exception) -> tuple[str, str]:
     """A code and a sentence for what nobody expected."""
-    if isinstance(error, OSError) and error.errno in DISK_FULL:
-        full = "The disk of the data directory was full while the files were prepared. Free space, then try again."
-        return "disk_full", full
     if isinstance(error, MemoryError):
         return "out_of_memory", "Preparing the files needs more memory than the worker has. Split them, then try again."
     return (
@@ -180,7 +192,8 @@ class _Preparation:
         with self._database.session(self._job.team_id) as session:
             tuned = models.find(session, self._job.model)
         if tuned is not None:
-            return ArtifactStore(self._settings.artifacts_dir).model(tuned.artifact)
+            folders = ModelFolders(self._database, ArtifactStore(self._settings.artifacts_dir))
+            return folders.verified(tuned.id, tuned.artifact, weights_sha256=tuned.weights_sha256)
         if self._job.model == registry.ADAPTER:
             return None
         return registry.locate(self._job.model, self._settings.base_models_dir)

@@ -15,7 +15,7 @@ import structlog
 from redis import Redis, RedisError
 from sqlalchemy.exc import OperationalError
 
-from storage import attempts, checkpoints, files, queue, scheduling, uploads
+from storage import attempts, checkpoints, files, garbage, ownership, queue, scheduling, uploads
 from storage.artifacts import ArtifactStore
 from storage.database import Database
 from storage.leadership import Leadership
@@ -32,13 +32,20 @@ class Reconciler:
     """The mending itself; `tick` does all of it once."""
 
     def __init__(
-        self, database: Database, redis: Redis, artifacts: ArtifactStore, *, derived: tuple[Path, int] | None = None
+        self,
+        database: Database,
+        redis: Redis,
+        artifacts: ArtifactStore,
+        *,
+        derived: tuple[Path, int] | None = None,
+        retention: garbage.Retention | None = None,
     ) -> None:
         """derived: where the derived data is, and how many bytes of it are kept; None leaves it alone."""
         self._database = database
         self._redis = redis
         self._artifacts = artifacts
         self._derived = derived
+        self._retention = retention or garbage.Retention()
         self._swept = -_SWEEP_EVERY_SECONDS
 
     def tick(self) -> None:
@@ -49,7 +56,10 @@ class Reconciler:
             log.warning("jobs_rescued", count=rescued)
         queue.dispatch(self._database, self._redis)
         self._enqueue_lost()
-        self._sweep()
+        try:
+            self._sweep()
+        except OSError as error:  # whatever the disk does, jobs are rescued
+            log.error("sweeping_failed", reason=error.strerror, path=error.filename)
 
     def _enqueue_lost(self) -> None:
         """Hand over again what ought to be in the queue and isn't, for instance because Valkey was emptied."""
@@ -61,11 +71,19 @@ class Reconciler:
         if time.monotonic() - self._swept < _SWEEP_EVERY_SECONDS:
             return
         self._swept = time.monotonic()
+        self._sweep_derived()
+        if not self._owns_artifacts():
+            log.error("artifacts_of_another_database", remedy="`likeness verify` says what to do; nothing is removed")
+            return
         leftovers = self._artifacts.sweep_unfinished() + self._sweep_parts() + self._sweep_files()
         leftovers += self._sweep_checkpoints()
+        leftovers += garbage.sweep(self._database, self._artifacts, self._retention)
         if leftovers:
             log.info("leftovers_removed", count=leftovers)
-        self._sweep_derived()
+
+    def _owns_artifacts(self) -> bool:
+        with self._database.session_across_teams() as session:
+            return ownership.claim(session, self._artifacts)
 
     def _sweep_parts(self) -> int:
         """Remove the parts of uploads that have ended: expired, or left behind by who ended them."""
@@ -81,8 +99,7 @@ class Reconciler:
 
     def _sweep_checkpoints(self) -> int:
         """Remove the checkpoints of jobs that have ended, because who ended them was killed."""
-        with self._database.session_across_teams() as session:
-            return checkpoints.sweep(session, self._artifacts)
+        return checkpoints.sweep(self._database, self._artifacts)
 
     def _sweep_files(self) -> int:
         """Remove the bytes of files that have no row, because who stored them or deleted the row was killed."""
@@ -143,6 +160,7 @@ def main() -> int:
         redis,
         ArtifactStore(settings.artifacts_dir),
         derived=(settings.derived_dir, settings.derived_max_bytes),
+        retention=garbage.Retention.of(settings),
     )
     run(reconciler, Leadership(database), stop)
     return 0

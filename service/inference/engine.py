@@ -20,7 +20,7 @@ from service.inference.given_vectors import checked
 from service.inference.pool import EncoderPool
 from service.model_names import NamedModel, base_models
 from service.settings import ServiceSettings
-from storage.artifacts import ArtifactStore
+from storage.model_folders import ModelFolders
 
 log = structlog.get_logger(__name__)
 
@@ -42,9 +42,9 @@ class Embedded:
 class InferenceEngine:
     """Encoders and the batcher in front of them. Belongs to one event loop."""
 
-    def __init__(self, settings: ServiceSettings, artifacts: ArtifactStore) -> None:
+    def __init__(self, settings: ServiceSettings, folders: ModelFolders) -> None:
         self._settings = settings
-        self._pool = EncoderPool(artifacts, base_models_dir=settings.base_models_dir, size=settings.loaded_models)
+        self._pool = EncoderPool(folders, base_models_dir=settings.base_models_dir, size=settings.loaded_models)
         # One thread: torch spreads a forward pass over the cores itself.
         self._forward = ThreadPoolExecutor(1, thread_name_prefix="forward")
         self._batcher = Batcher(

@@ -157,6 +157,48 @@ def test_old_bytes_without_a_row_are_removed(database: Database, redis: Redis, t
     assert {path.name for path in (tmp_path / "files").iterdir()} == {known, "file-fresh"}
 
 
+def test_folders_of_models_that_were_never_made_are_removed(database: Database, redis: Redis, tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    job_id = add_job(database, "failed")
+    with store.publishing_model(f"{job_id}-1") as folder:
+        (folder / "model.safetensors").touch()
+
+    Reconciler(database, redis, store).tick()
+
+    assert store.models() == []
+
+
+def test_a_database_that_was_made_anew_removes_nothing_of_the_old_ones(
+    database: Database, redis: Redis, tmp_path: Path
+) -> None:
+    Reconciler(database, redis, ArtifactStore(tmp_path)).tick()
+    with database.session_across_teams() as session:
+        session.execute(text("UPDATE teams SET created_at = clock_timestamp()"))
+    (tmp_path / "files" / "file-of-the-old-one").touch()
+    os.utime(tmp_path / "files" / "file-of-the-old-one", (0, 0))
+    (tmp_path / "checkpoints" / "ftjob-of-the-old-one").mkdir()
+    job_id = add_job(database)
+
+    Reconciler(database, redis, ArtifactStore(tmp_path)).tick()
+
+    assert waiting(redis, "gpu") == [f"train-{job_id}-1"]
+    assert [path.name for path in (tmp_path / "files").iterdir()] == ["file-of-the-old-one"]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["ftjob-of-the-old-one"]
+
+
+def test_a_disk_that_fails_keeps_no_job_from_being_rescued(
+    database: Database, redis: Redis, reconciler: Reconciler, tmp_path: Path
+) -> None:
+    job_id = add_job(database, "running")
+    expire_lease(database, job_id)
+    (tmp_path / "unfinished").rmdir()  # what can't be listed
+
+    reconciler.tick()
+    reconciler.tick()
+
+    assert job_of(database, job_id).state == "queued"
+
+
 class Candidate:
     """A reconciler in a thread of its own, and how often it has mended."""
 

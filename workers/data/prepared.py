@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from api_schemas.files import DataFormat
-from storage.artifacts import sha256
+from storage.manifests import sha256
 
 #: What this module writes and reads. Another number is another form, and is made again.
 VERSION = 1

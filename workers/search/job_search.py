@@ -10,6 +10,7 @@ A trial that is interrupted begins again: within a trial there are no checkpoint
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -286,6 +287,9 @@ class JobSearch:
             update={"precision": trial.precision, "micro_batch_size": trial.micro_batch_size}
         )
         method = method.model_copy(update={"hyperparameters": resolved})
+        if not self._stored.is_whole("weights", best.number):
+            # Looked at when the search went on, and hours may lie between. The next attempt makes the trial again.
+            raise OSError(errno.EIO, "the best trial's weights are not as they were written", f"weights-{best.number}")
         folder = self._stored.folder("weights", best.number)
         weights = state_files.read(json.loads((folder / "weights.json").read_text()), folder)["encoder"]
         told = self._told(trial)

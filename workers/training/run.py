@@ -20,12 +20,14 @@ from api_schemas.jobs import Contrastive, Method
 from encoders import onnx, registry
 from encoders.errors import AdaptationError, EncoderError
 from encoders.loading import AnyEncoder
-from storage import attempts, job_files, job_history, models
+from storage import attempts, disk, job_files, job_history, models
 from storage import files as stored_files
-from storage.artifacts import DISK_FULL, ArtifactStore, sha256
+from storage.artifacts import ArtifactStore
 from storage.checkpoints import JobCheckpoints
 from storage.database import Database
 from storage.logs import configure_logging
+from storage.manifests import sha256
+from storage.model_folders import ModelFolders
 from storage.search_trials import SearchTrials
 from storage.settings import StorageSettings
 from storage.tables import Job
@@ -120,12 +122,15 @@ def _with_known_ends(run: "_Run") -> int:
         # Training names its own step; this is the evaluation under weights that are no good.
         run.fail("non_finite_loss", f"The model can't be evaluated: {error}. Try a tenth of the learning rate.")
     except OSError as error:
-        if error.errno not in DISK_FULL:
+        if disk.is_failing(error):
+            run.leave_failing_disk(error)
+        elif disk.is_full(error):
+            run.pause(
+                "Paused because the disk is full: nothing half-written is left, and the last checkpoint is kept. Free "
+                "space in the data directory, for instance by deleting files and models that nobody needs"
+            )
+        else:
             raise
-        run.pause(
-            "Paused because the disk is full: nothing half-written is left, and the last checkpoint is kept. Free "
-            "space in the data directory, for instance by deleting files and models that nobody needs"
-        )
     return exit_codes.RECORDED
 
 
@@ -196,6 +201,12 @@ class _Run:
             lambda session: attempts.pause_running(session, self._attempt.job_id, self._attempt.number, message)
         )
 
+    def leave_failing_disk(self, error: OSError) -> None:
+        """Have another attempt go on from the last checkpoint; not again and again, but until somebody has a look."""
+        what = f"The disk of the data directory failed ({error.strerror}); the last checkpoint is kept"
+        log.error("disk_failed", reason=error.strerror, path=error.filename)
+        self._leave(lambda session: attempts.disk_failed(session, self._attempt.job_id, self._attempt.number, what))
+
     def _leave(self, move: Callable[[Session], None]) -> None:
         def write() -> None:
             with self._database.session_across_teams() as session:
@@ -216,7 +227,8 @@ class _Run:
         with self._database.session(job.team_id) as session:
             tuned = models.find(session, job.model)
         if tuned is not None:
-            return tuned.base_model, self._artifacts.verify_model(tuned.artifact)
+            folders = ModelFolders(self._database, self._artifacts)
+            return tuned.base_model, folders.verified(tuned.id, tuned.artifact, weights_sha256=tuned.weights_sha256)
         if job.model == registry.ADAPTER:
             return job.model, None
         folder = registry.locate(job.model, self._settings.base_models_dir)

@@ -29,9 +29,14 @@ def write(state: dict[str, Any], folder: Path) -> Any:
 
 
 def read(skeleton: Any, folder: Path) -> dict[str, Any]:
-    """The state that `write` returned `skeleton` for, on the CPU. Raises StateFileError."""
+    """The state that `write` returned `skeleton` for, on the CPU.
+
+    Raises StateFileError; OSError and MemoryError, which say nothing of the files.
+    """
     try:
         return {name: _read(name, value, folder) for name, value in skeleton.items()}
+    except (OSError, MemoryError):
+        raise
     except Exception as error:  # safetensors has errors of all kinds for what isn't its own
         raise StateFileError(f"{folder.name} cannot be read: {error!r}") from error
 
