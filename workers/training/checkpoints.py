@@ -93,10 +93,12 @@ class Checkpoints:
             reason = self._loaded(step)
             if reason is None:
                 self._saved_step = step
+                self._recorder.goes_on_from(step)
                 self._recorder.say(f"Goes on from the checkpoint after step {step} of {self._trainer.total_steps}")
                 return
             log.warning("checkpoint_rejected", step=step, reason=reason)
             self._recorder.say(f"The checkpoint after step {step} is passed over: {reason}", level="warn")
+            self._recorder.flush()  # which only the attempt that runs can
             self._stored.remove(step)
 
     def after_step(self, report: StepReport) -> None:
