@@ -70,6 +70,7 @@ ERROR_CODES: dict[str, ErrorKind] = {
     "job_already_ended": ErrorKind(409, _REQUEST, "The job has ended; nothing can be done to it any more."),
     # The service's own troubles
     "rate_limit_exceeded": ErrorKind(429, "rate_limit_error", "Too much at once; Retry-After says when."),
+    "queue_full": ErrorKind(429, "rate_limit_error", "The team has as many jobs that haven't ended as it may have."),
     "internal_error": ErrorKind(500, "server_error", "A defect of the service; the request id finds it."),
     "service_unavailable": ErrorKind(503, "server_error", "The database or the queue is away; retry."),
     "storage_full": ErrorKind(503, "server_error", "The disk that holds artifacts is full."),
@@ -108,7 +109,9 @@ ERROR_CODES: dict[str, ErrorKind] = {
     # Reasons a job fails, in a job's `error` and never a status of their own
     "non_finite_loss": ErrorKind(500, "job_error", "The loss became NaN or infinite."),
     "embeddings_collapsed": ErrorKind(500, "job_error", "All texts got nearly the same embedding."),
-    "out_of_memory": ErrorKind(500, "job_error", "Training needed more memory than there is, or the kernel killed it for that."),
+    "out_of_memory": ErrorKind(
+        500, "job_error", "Training needed more memory than there is, or the kernel killed it for that."
+    ),
     "disk_full": ErrorKind(500, "job_error", "The disk filled up while the files were prepared."),
     "training_file_missing": ErrorKind(500, "job_error", "The training file's bytes are gone."),
     "worker_lost": ErrorKind(500, "job_error", "The worker died more often than a job may be retried."),

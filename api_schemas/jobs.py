@@ -12,6 +12,7 @@ from api_schemas.evaluation import MetricName
 from api_schemas.files import DataFormat
 
 JobStatus = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
+Priority = Literal["low", "normal", "high"]
 #: States that a job never leaves.
 ENDED: frozenset[JobStatus] = frozenset({"succeeded", "failed", "cancelled"})
 
@@ -352,6 +353,11 @@ class JobCreate(RequestModel):
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = Field(
         default=None, description="Fixes batches and dropout; 0 when not given."
     )
+    priority: Priority = Field(
+        default="normal",
+        description="Which of the team's own jobs go first: each step up counts as a day of waiting. It doesn't move "
+        "them before other teams' jobs, with which they take turns.",
+    )
     metadata: (
         Annotated[
             dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
@@ -363,7 +369,7 @@ class JobCreate(RequestModel):
     )
     max_runtime_seconds: Annotated[int, Field(ge=1, le=10 * 365 * 24 * 3600)] | None = Field(
         default=None,
-        description="How long its attempts may run, all together; waiting and preparing don't count. Then the job fails.",
+        description="How long its attempts may run, all together, before the job fails. Waiting and preparing don't count.",
     )
     deadline: Annotated[int, Field(ge=1, le=253_402_300_799)] | None = Field(
         default=None, description="Unix time, seconds, by which the job must have ended. Then it fails, in any state."
@@ -412,6 +418,12 @@ class Job(ResponseModel):
     )
     hyperparameters: dict[str, Any] = Field(description="n_epochs, batch_size and learning_rate_multiplier again.")
     seed: int
+    priority: Priority
+    queue_position: int | None = Field(
+        default=None,
+        description="Of a queued job: its place among the team's own queued jobs; 1 is the next. Other teams' jobs "
+        "take turns with them.",
+    )
     suffix: str | None = None
     metadata: dict[str, str] | None = None
     integrations: list[dict[str, Any]] = Field(default_factory=list)

@@ -160,20 +160,20 @@ def died(session: Session, job_id: str, attempt: int, death: Death) -> None:
     job_moves.died(session, running(session, job_id, attempt), death)
 
 
-def abandoned(session: Session, job_id: str, attempt: int, worker_id: str, death: Death | None) -> None:
-    """The worker's process that was to see to the attempt has ended without a word; None: it was told to.
-
-    That counts also before it could take the lease. Raises StaleAttempt for an attempt that isn't this worker's.
-    """
-    row = job_moves.locked(session, job_id)
-    is_ours = row is not None and row.attempt == attempt and (row.state == "queued" or row.worker_id == worker_id)
-    if row is None or row.state not in ("queued", "running") or not is_ours:
-        raise StaleAttempt(job_id, attempt)
-    if death is not None:
-        step = (row.progress or {}).get("step")
-        job_moves.died(session, row, replace(death, after_step=step))
-    elif row.state == "running":
-        requeue(session, job_id, attempt, "The worker is shutting down")
+def abandoned(session: Session, worker_id: str, death: Death | None) -> str | None:
+    """The worker's process that saw to its job has ended without a word; None: it was told to. Returns the job's id."""
+    found = session.execute(select(Lease.job_id, Lease.attempt).where(Lease.worker_id == worker_id)).first()
+    if found is None:
+        return None
+    try:
+        row = running(session, found.job_id, found.attempt)
+        if death is None:
+            requeue(session, row.id, row.attempt, "The worker is shutting down")
+        else:
+            job_moves.died(session, row, replace(death, after_step=_last_step(row)))
+    except StaleAttempt:  # by now
+        return None
+    return row.id
 
 
 def expired(session: Session) -> Sequence[tuple[str, int]]:
@@ -198,12 +198,10 @@ def rescue(session: Session, job_id: str, attempt: int) -> bool:
     )
     if row is None or not leases.is_over(session, row):
         return False
-    step = (row.progress or {}).get("step")
-    job_moves.died(session, row, Death(f"The worker {row.worker_id} fell silent", after_step=step))
+    job_moves.died(session, row, Death(f"The worker {row.worker_id} fell silent", after_step=_last_step(row)))
     return True
 
 
-def queued(session: Session) -> Sequence[tuple[str, int]]:
-    """(job id, attempt) of every job that ought to be in the queue."""
-    rows = session.execute(select(Job.id, Job.attempt).where(Job.state == "queued").order_by(Job.created_at))
-    return [(row.id, row.attempt) for row in rows]
+def _last_step(row: Job) -> int | None:
+    """The step that was told last, some moments ago."""
+    return (row.progress or {}).get("step")

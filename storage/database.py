@@ -109,9 +109,7 @@ def _engine(url: URL, answer_seconds: float | None, **options: Any) -> Engine:
     server = {"statement_timeout": round((answer_seconds or 0) * 1000 * 5 / 6), **_SERVER_SETTINGS}
     told = " ".join(f"-c {name}={value}" for name, value in server.items())
     # An error's text ends up in logs; parameters are somebody's data.
-    engine = create_engine(
-        url, hide_parameters=True, connect_args={**_CONNECT_ARGUMENTS, "options": told}, **options
-    )
+    engine = create_engine(url, hide_parameters=True, connect_args={**_CONNECT_ARGUMENTS, "options": told}, **options)
 
     def connect(_dialect: Any, _record: Any, arguments: Any, parameters: Any) -> _Connection:
         connection = _Connection.connect(*arguments, **parameters)

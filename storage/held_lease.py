@@ -24,9 +24,7 @@ class HeldLease:
     After sqlalchemy.exc.OperationalError the next call connects anew, if that is needed.
     """
 
-    def __init__(
-        self, database: Database, job_id: str, attempt: int, worker_id: str, *, answer_seconds: float
-    ) -> None:
+    def __init__(self, database: Database, job_id: str, attempt: int, worker_id: str, *, answer_seconds: float) -> None:
         self._database = database
         self._attempt = (job_id, attempt)
         self._lease = (Lease.job_id == job_id, Lease.attempt == attempt, Lease.worker_id == worker_id)

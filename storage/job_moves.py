@@ -80,6 +80,7 @@ def requeue(session: Session, row: Job, why: str) -> None:
 def pause(session: Session, row: Job, level: Level, message: str) -> None:
     _leave(session, row)
     row.state = "paused"
+    row.in_turn = False
     row.pause_asked = False
     add_event(session, row, level, f"{message}. POST /v1/fine_tuning/jobs/{row.id}/resume goes on with it")
 

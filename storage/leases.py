@@ -50,7 +50,7 @@ def is_over(session: Session, row: Job) -> bool:
 
 def has_ended() -> ColumnElement[bool]:
     """Whether a lease has ended. A server that was away gives its holder as long again to be heard of."""
-    return _NOW > func.greatest(Lease.expires_at, func.pg_postmaster_start_time() + _interval(Lease.seconds))
+    return func.greatest(Lease.expires_at, func.pg_postmaster_start_time() + _interval(Lease.seconds)) < _NOW
 
 
 def older_has_ended() -> ColumnElement[bool]:

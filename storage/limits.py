@@ -38,13 +38,13 @@ def end(session: Session, job_id: str) -> bool:
     if ran_too_long:
         job_moves.fail(
             session, row, "max_runtime_exceeded",
-            f"The job has run for the {row.max_runtime_seconds} s that its max_runtime_seconds allows, and was stopped. "
+            f"The job has run for {row.max_runtime_seconds} s, which is all that its max_runtime_seconds allows. "
             "Create it again with more, or with fewer steps.",
         )  # fmt: skip
     elif past_deadline:
         job_moves.fail(
             session, row, "deadline_exceeded",
-            f"The job was {row.state} when its deadline passed, and was stopped. Create it again with a later deadline.",
+            f"The job was {row.state} when its deadline passed. Create it again with a later one.",
         )  # fmt: skip
     return bool(past_deadline or ran_too_long)
 

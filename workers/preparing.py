@@ -278,9 +278,7 @@ class _Preparation:
 
     def _say(self, message: str, *, level: job_moves.Level = "info") -> None:
         job_id, key = self._job.id, secrets.token_hex(8)
-        _patiently(
-            self._database, lambda session: preparations.record(session, job_id, message, level=level, key=key)
-        )
+        _patiently(self._database, lambda session: preparations.record(session, job_id, message, level=level, key=key))
 
     def _telling(self, sentence: str) -> Callable[[int], None]:
         """Says now and then, in the job's events, how far it is."""

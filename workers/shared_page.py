@@ -31,7 +31,7 @@ class SharedPage:
 
     @classmethod
     def new(cls) -> SharedPage:
-        """A page to be shared. It is gone with the processes that have it; where memory has no name, it isn't shared."""
+        """A page to be shared, gone with the processes that have it. Where memory has no name, it can't be shared."""
         descriptor = -1
         if hasattr(os, "memfd_create"):
             descriptor = os.memfd_create("likeness-shared-page")

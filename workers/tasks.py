@@ -8,15 +8,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import structlog
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from storage import attempts, checkpoints, files, limits, preparations, queue
+from storage import attempts, checkpoints, files, limits, preparations, queue, scheduling
 from storage.artifacts import ArtifactStore
-from storage.claims import claimed
 from storage.database import Database
 from storage.job_moves import Death
 from storage.processes import start_child
@@ -38,38 +37,49 @@ log = structlog.get_logger("likeness.tasks")
 _SECONDS_TO_GIVE_BACK = 2.0
 
 
-def train(job_id: str, attempt: int) -> None:
-    """Run one attempt of a job: take its lease, start the training process, and see to it that the job ends.
+class _Attempt(NamedTuple):
+    """The attempt that this process sees to."""
 
-    Does nothing when the attempt isn't queued any more, as after a second delivery.
+    job_id: str
+    number: int
+
+
+def train(job_id: str, attempt: int) -> None:
+    """Run one attempt of the job whose turn it is: take its lease, start the training, see to it that the job ends.
+
+    The arguments say who asked for a worker. Does nothing when no job is queued, as after a second delivery.
     """
-    settings = StorageSettings()
     worker_id = os.environ.get("RQ_WORKER_ID", f"pid-{os.getpid()}")
+    settings = StorageSettings().with_running_servers()
     # Signals are heard before the lease is taken: in between they would leave the job to its lease's end.
-    with (
-        structlog.contextvars.bound_contextvars(job=job_id, attempt=attempt),
-        _database() as database,
-        hearing_signals() as stop,
-    ):
+    with _database() as database, hearing_signals() as stop:
         taken = time.monotonic()
-        with database.session_across_teams() as session:
-            job = attempts.start(session, job_id, attempt, worker_id, lease_seconds=settings.lease_seconds)
+        job = scheduling.take(database, worker_id, lease_seconds=settings.lease_seconds)
         if job is None:
-            log.info("delivery_ignored", reason="the attempt is not queued")
+            log.info("delivery_ignored", job=job_id, attempt=attempt, reason="no job is queued")
             return
-        page = SharedPage.new()
-        # Before the lease's thread begins: a process of several threads should not fork.
-        training = _start_training(job_id, attempt, page.environment)
-        with KeptLease(
-            database, job_id, attempt, worker_id, seconds=settings.lease_seconds, taken=taken, page=page
-        ) as lease:
-            ending = watch(
-                training, lease, stop, stop_seconds=settings.stop_seconds, on_overdue=lambda: _end(database, job_id)
-            )
-            log.info("training_ended", **ending._asdict())
-            _settle(database, job_id, attempt, ending, stop, after_step=page.step or None)
-        page.close()
-        _tidy(database, job_id)
+        with structlog.contextvars.bound_contextvars(job=job.id, attempt=job.attempt):
+            _train(settings, database, _Attempt(job.id, job.attempt), worker_id, taken, stop)
+            _tidy(settings, database, job.id)
+            # If it is queued again, the next free worker is to hear of it at once.
+            queue.dispatch_soon(database, queue.connect(settings.required_redis_url))
+
+
+def _train(
+    settings: StorageSettings, database: Database, attempt: _Attempt, worker_id: str, taken: float, stop: StopRequest
+) -> None:
+    """taken: when the lease was asked for."""
+    page = SharedPage.new()
+    # Before the lease's thread begins: a process of several threads should not fork.
+    training = _start_training(*attempt, page.environment)
+    lease = KeptLease(database, *attempt, worker_id, seconds=settings.lease_seconds, taken=taken, page=page)
+    with lease:
+        ending = watch(
+            training, lease, stop, stop_seconds=settings.stop_seconds, on_overdue=lambda: _end(database, attempt.job_id)
+        )
+        log.info("training_ended", **ending._asdict())
+        _settle(database, attempt, ending, stop, after_step=page.step or None)
+    page.close()
 
 
 def _start_training(job_id: str, attempt: int, page: Mapping[str, str]) -> subprocess.Popen[bytes]:
@@ -86,20 +96,19 @@ def _start_training(job_id: str, attempt: int, page: Mapping[str, str]) -> subpr
 def _end(database: Database, job_id: str) -> bool:
     """End a job that has taken longer than it may. Returns whether that was possible."""
     try:
-        with database.session_across_teams() as session:
-            return limits.end(session, job_id)
+        return _in_session(database, limits.end, job_id)
     except OperationalError as error:
         log.warning("overdue_job_not_ended", reason=type(error).__name__)
         return False
 
 
 def _settle(
-    database: Database, job_id: str, attempt: int, ending: Ending, stop: StopRequest, *, after_step: int | None
+    database: Database, attempt: _Attempt, ending: Ending, stop: StopRequest, *, after_step: int | None
 ) -> None:
     """See to it that the job is in a state that says what happened, whatever the process left behind.
 
-    A database that is away is waited for: without it there is nothing else to do. Then the lease's end must speak for
-    the job only if the worker is to stop meanwhile.
+    A database that is away is waited for: without it there is nothing else to do. If the worker is to stop meanwhile,
+    the job is left to its lease's end.
     """
     if ending.code == exit_codes.STALE or ending.reason == Reason.LEASE_LOST:
         return
@@ -110,7 +119,7 @@ def _settle(
 
     def write() -> None:
         with database.session_across_teams() as session:
-            _settle_running(session, job_id, attempt, ending, after_step)
+            _settle_running(session, attempt, ending, after_step)
 
     try:
         patiently(write, until=is_hopeless)
@@ -120,28 +129,18 @@ def _settle(
         log.warning("job_left_to_its_lease", reason=type(error).__name__)
 
 
-def _tidy(database: Database, job_id: str) -> None:
-    """Remove the checkpoints of a job that has ended, whoever ended it. If it fails, the reconciler does it later."""
-    artifacts = ArtifactStore(StorageSettings().artifacts_dir)
-    try:
-        with database.session_across_teams() as session:
-            checkpoints.remove_if_ended(session, artifacts, job_id)
-    except OperationalError as error:
-        log.warning("checkpoints_left", reason=type(error).__name__)
-
-
-def _settle_running(session: Session, job_id: str, attempt: int, ending: Ending, after_step: int | None) -> None:
+def _settle_running(session: Session, attempt: _Attempt, ending: Ending, after_step: int | None) -> None:
     # Killed by SIGTERM: it came before the training process could hear it.
     left = ending.code in (exit_codes.INTERRUPTED, exit_codes.DATABASE_AWAY, -signal.SIGTERM) or ending.killed
     if left or ending.reason in (Reason.WORKER_STOPS, Reason.AT_ONCE, Reason.DATABASE_AWAY):
-        attempts.requeue(session, job_id, attempt, _why_given_back(ending))
+        attempts.requeue(session, *attempt, _why_given_back(ending))
     elif ending.code < 0:
         number, oom = -ending.code, ending.out_of_memory
         death = death_of("The training process", number, after_step=after_step, out_of_memory=oom)
-        attempts.died(session, job_id, attempt, death)
+        attempts.died(session, *attempt, death)
     else:
         attempts.fail(
-            session, job_id, attempt, "training_crashed",
+            session, *attempt, "training_crashed",
             f"The training process ended with exit code {ending.code}. "
             "This is a defect of the service: please report it with the worker's log.",
         )  # fmt: skip
@@ -157,70 +156,80 @@ def _why_given_back(ending: Ending) -> str:
     return "The training was interrupted"
 
 
-def settle_abandoned(job_id: str, attempt: int, worker_id: str, death: Death | None) -> None:
-    """Say for a child that ended without a word what has become of its job; None: it was told to end.
+def _tidy(settings: StorageSettings, database: Database, job_id: str) -> None:
+    """Remove the checkpoints of a job that has ended, whoever ended it. If it fails, the reconciler does it later."""
+    artifacts = ArtifactStore(settings.artifacts_dir)
+    try:
+        with database.session_across_teams() as session:
+            checkpoints.remove_if_ended(session, artifacts, job_id)
+    except OperationalError as error:
+        log.warning("checkpoints_left", reason=type(error).__name__)
+
+
+def settle_abandoned(worker_id: str, death: Death | None) -> None:
+    """Say, for a child of a worker that was killed, what has become of the job it had; None: it was told to end.
 
     If nobody can be told, the job waits for its lease's end.
     """
-    with structlog.contextvars.bound_contextvars(job=job_id, attempt=attempt), _database() as database:
+    with _database() as database:
         try:
             with database.session_across_teams() as session:
-                attempts.abandoned(session, job_id, attempt, worker_id, death)
-            log.warning("job_settled_for_its_task", death=str(death))
-        except attempts.StaleAttempt:
-            log.info("job_left_as_it_is")
+                job_id = attempts.abandoned(session, worker_id, death)
+            log.warning("job_settled_for_its_task", job=job_id, death=death and str(death))
         except OperationalError as error:
             log.warning("job_left_to_its_lease", reason=type(error).__name__)
 
 
 def prepare(job_id: str) -> None:
-    """Tokenize the files of a job and queue it, unless they can't be trained on."""
-    # Here and not above: the worker, of which this is a child, lives longer and needs none of it.
-    from workers import preparing
-
-    task = _Task(preparing.prepare, preparations.is_under_way, preparations.give_back)
-    _unless_claimed("job", job_id, task)
+    """Tokenize the files of a job and queue it, unless they can't be trained on; or whatever else is next."""
+    _work_on_data(job=job_id)
 
 
 def validate_file(file_id: str) -> None:
-    """Read an uploaded file row by row, keep the verdict, and release the jobs that waited for it."""
-    # Here for the same reason.
-    from workers import validating
-
-    task = _Task(validating.validate, files.is_unjudged, files.give_back_validation)
-    _unless_claimed("file", file_id, task)
+    """Read an uploaded file row by row, keep the verdict, and release the jobs that waited for it; or what is next."""
+    _work_on_data(file=file_id)
 
 
-class _Task(NamedTuple):
-    """What is done to a job or a file by the child of a worker that has claimed it."""
+def _work_on_data(**asked_for: str) -> None:
+    """Work on the file or the job whose turn it is, and hand over what became ready by it."""
+    settings = StorageSettings().with_running_servers()
+    with _database() as database, hearing_signals() as stop, scheduling.claim(database) as task:
+        if task is None:
+            log.info("delivery_ignored", **asked_for, reason="no file and no job is without a worker")
+            return
+        work = _data_work(task.name)
+        [name] = map(str, task.arguments)
+        with (
+            structlog.contextvars.bound_contextvars(**{work.kind: name}),
+            attended(
+                stop,
+                stop_seconds=settings.stop_seconds,
+                is_over=lambda: not _in_session(database, work.is_needed, name),
+                give_back=lambda: _in_session(database, work.give_back, name),
+            ),
+        ):
+            work.do(settings, database, name, stop.soon)
+        queue.dispatch_soon(database, queue.connect(settings.required_redis_url))
 
-    work: Callable[[StorageSettings, Database, str, threading.Event], None]
-    #: Whether the work is still needed.
+
+class _DataWork(NamedTuple):
+    """What is done to a job or a file by whoever has claimed it."""
+
+    kind: str
+    do: Callable[[StorageSettings, Database, str, threading.Event], None]
     is_needed: Callable[[Session, str], bool]
-    #: Take back that it was begun.
     give_back: Callable[[Session, str], None]
 
 
-def _unless_claimed(kind: Literal["job", "file"], name: str, task: _Task) -> None:
-    """Work on a job or a file, unless another worker has it, and hand over what became ready by it."""
-    settings = StorageSettings().with_running_servers()
-    with (
-        structlog.contextvars.bound_contextvars(**{kind: name}),
-        _database() as database,
-        hearing_signals() as stop,
-        claimed(database, name) as mine,
-    ):
-        if not mine:
-            log.info("delivery_ignored", reason=f"another worker has the {kind}")
-            return
-        with attended(
-            stop,
-            stop_seconds=settings.stop_seconds,
-            is_over=lambda: not _in_session(database, task.is_needed, name),
-            give_back=lambda: _in_session(database, task.give_back, name),
-        ):
-            task.work(settings, database, name, stop.soon)
-        queue.dispatch_soon(database, queue.connect(settings.required_redis_url))
+def _data_work(task: str) -> _DataWork:
+    # Imported here and not above: the worker, of which this is a child, lives longer and needs none of it.
+    if task == queue.PREPARE:
+        from workers import preparing
+
+        return _DataWork("job", preparing.prepare, preparations.is_under_way, preparations.give_back)
+    from workers import validating
+
+    return _DataWork("file", validating.validate, files.is_unjudged, files.give_back_validation)
 
 
 def _in_session(database: Database, ask: Callable[[Session, str], Answer], name: str) -> Answer:

@@ -102,8 +102,7 @@ class LikenessWorker(Worker):
     job_class = ListedTask
     max_connection_wait_time = 5.0
     stop_asked = False
-    #: What runs in the child, and how that has ended.
-    _task: Job | None = None
+    #: How the child has ended.
     _child_status: int | None = None
     _kills: RecentKills
 
@@ -120,7 +119,7 @@ class LikenessWorker(Worker):
         if self.horse_pid:
             self.kill_horse(signal.SIGTERM)
 
-    def request_force_stop(self, signum: int, frame: FrameType | None) -> None:
+    def request_force_stop(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002 — RQ's signature
         """On the second: have the running task give its job back this moment, and end. Raises SystemExit."""
         signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)  # this is as fast as it gets
         if self.horse_pid:
@@ -161,7 +160,7 @@ class LikenessWorker(Worker):
 
     def monitor_work_horse(self, job: Job, queue: Queue, execution: Execution) -> None:
         """Wait for the child's end. If it was killed, say in PostgreSQL what it can't say any more."""
-        self._task, self._child_status, self._kills = job, None, RecentKills()
+        self._child_status, self._kills = None, RecentKills()
         try:
             super().monitor_work_horse(job, queue, execution)
         finally:
@@ -181,11 +180,10 @@ class LikenessWorker(Worker):
         return death_of("The training's watcher", number, after_step=None, out_of_memory=self._kills.any())
 
     def _settle(self, death: Death | None) -> None:
-        """Say what has become of the job that a child of this worker was to train."""
+        """Say what has become of the job that a child of this worker had."""
         try:
-            if self._task is not None and self._task.func_name == queue.TRAIN:
-                tasks.settle_abandoned(*self._task.args, self.name, death)
-        except Exception:  # whatever the message was, the worker goes on
+            tasks.settle_abandoned(self.name, death)
+        except Exception:  # whatever it was, the worker goes on
             log.exception("job_not_settled")
 
     def maintain_heartbeats(self, job: Job, execution: Execution) -> None:
