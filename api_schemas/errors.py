@@ -109,9 +109,7 @@ ERROR_CODES: dict[str, ErrorKind] = {
     # Reasons a job fails, in a job's `error` and never a status of their own
     "non_finite_loss": ErrorKind(500, "job_error", "The loss became NaN or infinite."),
     "embeddings_collapsed": ErrorKind(500, "job_error", "All texts got nearly the same embedding."),
-    "out_of_memory": ErrorKind(
-        500, "job_error", "Training needed more memory than there is, or the kernel killed it for that."
-    ),
+    "out_of_memory": ErrorKind(500, "job_error", "Training needed more memory than there is, or was killed for that."),
     "disk_full": ErrorKind(500, "job_error", "The disk filled up while the files were prepared."),
     "training_file_missing": ErrorKind(500, "job_error", "The training file's bytes are gone."),
     "worker_lost": ErrorKind(500, "job_error", "The worker died more often than a job may be retried."),

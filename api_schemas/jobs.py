@@ -369,7 +369,7 @@ class JobCreate(RequestModel):
     )
     max_runtime_seconds: Annotated[int, Field(ge=1, le=10 * 365 * 24 * 3600)] | None = Field(
         default=None,
-        description="How long its attempts may run, all together, before the job fails. Waiting and preparing don't count.",
+        description="How long its attempts may run, all together, before it fails. Waiting and preparing don't count.",
     )
     deadline: Annotated[int, Field(ge=1, le=253_402_300_799)] | None = Field(
         default=None, description="Unix time, seconds, by which the job must have ended. Then it fails, in any state."

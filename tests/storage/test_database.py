@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
-from sqlalchemy import delete, exists, func, select, update
+from sqlalchemy import delete, exists, func, select, text, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import aliased
 
 from storage.database import Database
 from storage.tables import ApiKey, File, Job, Model
+from tests.proxy import Proxy
 from tests.storage.rows import OTHER_TEAM, TEAM, add_file, add_job, add_team, file_of
 
 
@@ -126,3 +130,53 @@ def test_a_server_that_is_away_is_an_operational_error() -> None:
 
     with pytest.raises(OperationalError):
         away.ping()
+
+
+@pytest.fixture
+def proxy(database_url: str, tmp_path: Path) -> Iterator[Proxy]:
+    proxy = Proxy(tmp_path, database_url)
+    yield proxy
+    proxy.close()
+
+
+def test_a_network_that_swallows_what_it_is_given_is_given_up_and_the_next_connection_is_a_new_one(
+    proxy: Proxy,
+) -> None:
+    through = Database(proxy.url, pool_size=1, answer_seconds=0.3)
+    alone = through.connect_alone()
+    with through.session_across_teams() as session:
+        session.execute(select(func.count(File.id)))
+        proxy.silent = True
+        with pytest.raises(OperationalError):
+            session.execute(select(func.count(File.id)))
+        proxy.silent = False
+        session.get_transaction().rollback()
+    through.ping()
+
+    proxy.silent = True
+    with pytest.raises(OperationalError):
+        alone.execute(text("SELECT 1"))
+    assert alone.invalidated
+    alone.close()
+    proxy.silent = False
+    through.dispose()
+
+
+def test_a_server_notices_soon_that_a_client_has_vanished(database: Database) -> None:
+    wanted = {"tcp_keepalives_idle": "5", "tcp_keepalives_interval": "2", "tcp_keepalives_count": "3"}
+    wanted["tcp_user_timeout"] = "10000"
+
+    for connection in (database.engine.connect(), database.connect_alone(), database.connect_patiently()):
+        with connection:
+            # On a Unix socket they are taken, and have no effect.
+            told = connection.execute(text("SELECT name, reset_val FROM pg_settings WHERE name LIKE 'tcp_%'"))
+            assert {row.name: row.reset_val for row in told} == wanted
+
+
+def test_a_statement_may_take_as_long_as_it_likes_where_patience_was_asked_for(database_url: str) -> None:
+    hurried = Database(database_url, pool_size=1, answer_seconds=0.2)
+    with hurried.connect_patiently() as connection:
+        connection.execute(select(func.pg_sleep(0.3)))
+    with pytest.raises(OperationalError), hurried.session_across_teams() as session:
+        session.execute(select(func.pg_sleep(60)))
+    hurried.dispose()
