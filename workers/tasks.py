@@ -77,7 +77,7 @@ def _train(
         ending = watch(
             training, lease, stop, stop_seconds=settings.stop_seconds, on_overdue=lambda: _end(database, attempt.job_id)
         )
-        log.info("training_ended", **ending._asdict())
+        log.info("training_ended", **{**ending._asdict(), "reason": ending.reason.name.lower()})
         _settle(database, attempt, ending, stop, after_step=page.step or None)
     page.close()
 

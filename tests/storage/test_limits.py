@@ -6,11 +6,11 @@ import pytest
 from sqlalchemy import text
 
 from api_schemas.errors import LikenessError
-from api_schemas.jobs import ENDED
+from api_schemas.jobs import ENDED, JobCreate
 from storage import attempts, files, jobs, limits
 from storage.database import Database
 from storage.held_lease import HeldLease
-from tests.storage.rows import TEAM, JobCreate, add_file, add_job, job_of, lease_of
+from tests.storage.rows import TEAM, add_file, add_job, job_of, lease_of
 
 UNENDED = ["validating_files", "queued", "running", "paused"]
 FUTURE = int(time.time()) + 10_000
@@ -111,11 +111,12 @@ def test_its_worker_is_told_when_a_job_has_taken_longer_than_it_may(database: Da
 
 @pytest.mark.parametrize("deadline", [1, int(time.time()) - 5])
 def test_a_deadline_that_has_passed_is_refused(database: Database, deadline: int) -> None:
-    file_id = add_file(database)
+    request = JobCreate(model="tiny/bert", training_file=add_file(database), deadline=deadline)
 
-    with pytest.raises(LikenessError) as refusal, database.session(TEAM) as session:
-        request = JobCreate(model="tiny/bert", training_file=file_id, deadline=deadline)
-        jobs.create(session, request, files.get(session, file_id), None, max_seq_length=48)
+    with database.session(TEAM) as session:
+        training = files.get(session, request.training_file)
+        with pytest.raises(LikenessError) as refusal:
+            jobs.create(session, request, training, None, max_seq_length=48)
 
     assert (refusal.value.code, refusal.value.param) == ("out_of_range", "deadline")
     assert "s ago" in refusal.value.message
