@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from storage import attempts, checkpoints, files, limits, preparations, queue, scheduling
 from storage.artifacts import ArtifactStore
-from storage.database import Database
+from storage.database import ANSWER_SECONDS, Database
 from storage.job_moves import Death
 from storage.processes import start_child
 from storage.settings import StorageSettings
@@ -33,6 +33,8 @@ Answer = TypeVar("Answer")
 
 log = structlog.get_logger("likeness.tasks")
 
+#: Of what is said about a training: a network that swallows it must be noticed soon.
+_ANSWER_SECONDS = 4.0
 #: How long a worker that is to stop waits for a database that is away, to give its job back.
 _SECONDS_TO_GIVE_BACK = 2.0
 
@@ -52,7 +54,7 @@ def train(job_id: str, attempt: int) -> None:
     worker_id = os.environ.get("RQ_WORKER_ID", f"pid-{os.getpid()}")
     settings = StorageSettings().with_running_servers()
     # Signals are heard before the lease is taken: in between they would leave the job to its lease's end.
-    with _database() as database, hearing_signals() as stop:
+    with _database(answer_seconds=_ANSWER_SECONDS) as database, hearing_signals() as stop:
         taken = time.monotonic()
         job = scheduling.take(database, worker_id, lease_seconds=settings.lease_seconds)
         if job is None:
@@ -171,7 +173,7 @@ def settle_abandoned(worker_id: str, death: Death | None) -> None:
 
     If nobody can be told, the job waits for its lease's end.
     """
-    with _database() as database:
+    with _database(answer_seconds=_ANSWER_SECONDS) as database:
         try:
             with database.session_across_teams() as session:
                 job_id = attempts.abandoned(session, worker_id, death)
@@ -238,10 +240,10 @@ def _in_session(database: Database, ask: Callable[[Session, str], Answer], name:
 
 
 @contextmanager
-def _database() -> Iterator[Database]:
+def _database(*, answer_seconds: float = ANSWER_SECONDS) -> Iterator[Database]:
     """A database of this child's own: connections don't survive a fork."""
     settings = StorageSettings().with_running_servers()
-    database = Database(settings.required_database_url, pool_size=2)
+    database = Database(settings.required_database_url, pool_size=2, answer_seconds=answer_seconds)
     try:
         yield database
     finally:

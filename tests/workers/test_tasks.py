@@ -204,7 +204,8 @@ def test_a_worker_that_is_cut_off_stops_its_training_before_its_lease_ends_and_g
 ) -> None:
     job = installation.create_job(installation.upload(PAIRS))
     monkeypatch.setattr(tasks, "_start_training", stub_trainings.start(stub_trainings.LEAVES))
-    monkeypatch.setenv("LIKENESS_LEASE_SECONDS", "2")
+    monkeypatch.setenv("LIKENESS_LEASE_SECONDS", "4")
+    monkeypatch.setattr(tasks, "_ANSWER_SECONDS", 0.5)
     proxy = Proxy(tmp_path, installation.settings.required_database_url)
     monkeypatch.setenv("DATABASE_URL", proxy.url)
 
