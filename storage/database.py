@@ -1,99 +1,95 @@
 """Sessions on PostgreSQL, each of which sees one team's rows and no others."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import psycopg
-from psycopg.abc import RV, PQGen
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import ORMExecuteState, Session, sessionmaker, with_loader_criteria
 from sqlalchemy.pool import NullPool
 
+from storage.silence import Silence, impatient
 from storage.tables import TeamOwned
 
 _ACROSS_TEAMS = object()
-#: How long a statement may go without an answer, if nothing else is said.
-ANSWER_SECONDS = 12.0
-# A peer that vanished without a word is noticed in seconds, not hours: by us, and by the server, which holds its locks
-# until then. Sockets that aren't TCP have no use for these settings, and take them.
+# A peer that vanished without a word is noticed in seconds, not hours: by us, and by the server, which keeps its locks
+# until then. On a Unix socket these settings are taken, and have no effect.
 _CONNECT_ARGUMENTS = {
     "connect_timeout": 2,
+    "options": "-c statement_timeout=10000 -c idle_in_transaction_session_timeout=60000 "
+    "-c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 -c tcp_keepalives_count=3 -c tcp_user_timeout=10000",
     "tcp_user_timeout": 10_000,
     "keepalives_idle": 5,
     "keepalives_interval": 2,
     "keepalives_count": 3,
 }
-_SERVER_SETTINGS = {
-    "idle_in_transaction_session_timeout": 60_000,
-    "tcp_keepalives_idle": 5,
-    "tcp_keepalives_interval": 2,
-    "tcp_keepalives_count": 3,
-    "tcp_user_timeout": 10_000,
-}
 
-
-class _Connection(psycopg.Connection[Any]):
-    """A connection that doesn't wait for ever for a server, or for a network that swallows what it is given.
-
-    The kernel notices neither a server that is stopped nor a proxy that acknowledges and passes nothing on.
-    """
-
-    answer_seconds: float | None = None
-
-    def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
-        """Do what needs the server. Raises psycopg.OperationalError, and is closed, if it stays without an answer."""
-        try:
-            return super().wait(gen, interval, self.answer_seconds if timeout is None else timeout)
-        except psycopg.OperationalError:
-            if self.pgconn.transaction_status == psycopg.pq.TransactionStatus.ACTIVE:
-                # The answer may still come, and would be taken for another statement's.
-                self.pgconn.finish()
-            raise
+# Of the time somebody waits for an answer: the server gives up first, and says so.
+_SERVERS_SHARE = 0.75
 
 
 class Database:
     """The one way to PostgreSQL. Threads may share it; sessions they may not.
 
-    Sessions raise sqlalchemy.exc.OperationalError when the server is away or a statement takes too long: first the
-    server is to end it, after five sixths of `answer_seconds`, and if that isn't heard of, it is given up here.
+    Sessions raise sqlalchemy.exc.OperationalError when the server is away or a statement takes over 10 s.
     """
 
-    def __init__(self, url: str, *, pool_size: int = 10, answer_seconds: float = ANSWER_SECONDS) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        pool_size: int = 10,
+        answer_seconds: float | None = None,
+        connect_seconds: float | None = None,
+    ) -> None:
+        """answer_seconds: somebody waits, and is to hear within so long that the server is away or takes too long.
+
+        connect_seconds: how long connecting may take, where that may be longer.
+        """
         self._answer_seconds = answer_seconds
-        self.engine: Engine = _engine(
-            make_url(url).set(drivername="postgresql+psycopg"),
-            answer_seconds,
+        self._connect_seconds = connect_seconds
+        self._silence = _silence(answer_seconds, connect_seconds)
+        self.engine: Engine = _make_engine(
+            url.replace("postgresql://", "postgresql+psycopg://", 1).replace("postgres://", "postgresql+psycopg://", 1),
             pool_size=pool_size,
             max_overflow=pool_size,
-            pool_timeout=2.0,
+            pool_timeout=_SERVERS_SHARE * answer_seconds if answer_seconds else 2.0,
             pool_pre_ping=True,
+            silence=self._silence,
+            answer_seconds=answer_seconds,
         )
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
 
     @contextmanager
     def session(self, team_id: str) -> Iterator[Session]:
         """A transaction that sees and makes rows of `team_id` only; committed on the way out."""
-        with self._sessions(info={"team": team_id}) as session, session.begin():
+        with self._transaction(team_id) as session:
             yield session
 
     @contextmanager
     def session_across_teams(self) -> Iterator[Session]:
         """A transaction for the service's own work: keys before a team is known, workers, the reconciler."""
-        with self._sessions(info={"team": _ACROSS_TEAMS}) as session, session.begin():
+        with self._transaction(_ACROSS_TEAMS) as session:
+            yield session
+
+    @contextmanager
+    def _transaction(self, team: object) -> Iterator[Session]:
+        if self._silence is not None and not self._silence.may_ask():
+            raise OperationalError(None, None, self._silence.error())
+        with self._sessions(info={"team": team}) as session, session.begin():
             yield session
 
     def connect_alone(self, *, answer_seconds: float | None = None) -> Connection:
         """A connection outside the pool, without transactions; whoever asks for it closes it.
 
-        answer_seconds: as of the database, unless it is given.
+        answer_seconds: as the database's, unless it is given.
         """
-        seconds = self._answer_seconds if answer_seconds is None else answer_seconds
-        return _engine(self.engine.url, seconds, poolclass=NullPool, isolation_level="AUTOCOMMIT").connect()
-
-    def connect_patiently(self) -> Connection:
-        """A connection outside the pool whose statements may take as long as they like; whoever asks closes it."""
-        return _engine(self.engine.url, None, poolclass=NullPool).connect()
+        seconds = answer_seconds or self._answer_seconds
+        silence = _silence(seconds, self._connect_seconds)  # of its own: others may wait for other things
+        options: dict[str, Any] = {"poolclass": NullPool, "isolation_level": "AUTOCOMMIT"}
+        return _make_engine(self.engine.url, silence=silence, answer_seconds=seconds, **options).connect()
 
     def ping(self) -> None:
         """Raise OperationalError unless the server answers."""
@@ -105,18 +101,29 @@ class Database:
         self.engine.dispose()
 
 
-def _engine(url: URL, answer_seconds: float | None, **options: Any) -> Engine:
-    server = {"statement_timeout": round((answer_seconds or 0) * 1000 * 5 / 6), **_SERVER_SETTINGS}
-    told = " ".join(f"-c {name}={value}" for name, value in server.items())
+def _silence(answer_seconds: float | None, connect_seconds: float | None) -> Silence | None:
+    # Less than was promised: to wait is not all that has to be done.
+    return Silence(0.9 * answer_seconds, connect_seconds=connect_seconds) if answer_seconds else None
+
+
+def _make_engine(url: str | URL, *, silence: Silence | None, answer_seconds: float | None, **options: Any) -> Engine:
     # An error's text ends up in logs; parameters are somebody's data.
-    engine = create_engine(url, hide_parameters=True, connect_args={**_CONNECT_ARGUMENTS, "options": told}, **options)
-
-    def connect(_dialect: Any, _record: Any, arguments: Any, parameters: Any) -> _Connection:
-        connection = _Connection.connect(*arguments, **parameters)
-        connection.answer_seconds = answer_seconds
-        return connection
-
-    event.listen(engine, "do_connect", connect)
+    options["hide_parameters"] = True
+    if silence is None or answer_seconds is None:
+        return create_engine(url, connect_args=_CONNECT_ARGUMENTS, **options)
+    limit = f"-c statement_timeout={_SERVERS_SHARE * answer_seconds * 1000:.0f}"
+    # A process that stops in the middle of a transaction must not keep a job's row from its worker for long.
+    idle = "-c idle_in_transaction_session_timeout=10000"
+    arguments = {
+        **_CONNECT_ARGUMENTS,
+        "options": f"{_CONNECT_ARGUMENTS['options']} {limit} {idle}",
+        "connect_timeout": max(2, math.ceil(silence.connect_seconds)),
+    }
+    engine = create_engine(url, connect_args=arguments, **options)
+    connections = impatient(silence)
+    event.listen(engine, "do_connect", lambda _dialect, _record, args, named: connections.connect(*args, **named))
+    # A connection that is checked out has just been made, or asked whether it still works.
+    event.listen(engine, "checkout", lambda *_: silence.end())
     return engine
 
 

@@ -20,8 +20,9 @@ def migrate(database: Database) -> str:
 
     Several processes may call it at once: one migrates, the others wait and find it done.
     """
-    # Waiting for another process' migration, and migrating a large table, may take longer than a request may.
-    with database.connect_patiently() as connection:
+    with database.engine.connect() as connection:
+        # Waiting for another process' migration, and migrating a large table, may take longer than a request may.
+        connection.execute(text("SET statement_timeout = 0"))
         connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": _MIGRATION_LOCK})
         connection.commit()
         try:
@@ -30,6 +31,7 @@ def migrate(database: Database) -> str:
         finally:
             connection.rollback()
             connection.execute(text("SELECT pg_advisory_unlock(:lock)"), {"lock": _MIGRATION_LOCK})
+            connection.execute(text("RESET statement_timeout"))
             connection.commit()
     with database.session_across_teams() as session:
         teams.ensure_default_team(session)

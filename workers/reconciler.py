@@ -27,6 +27,7 @@ from storage.settings import NoServersError, StorageSettings
 log = structlog.get_logger("likeness.reconciler")
 
 _SWEEP_EVERY_SECONDS = 600.0
+_ANSWER_SECONDS = 10.0
 
 
 class Reconciler:
@@ -149,7 +150,7 @@ def main() -> int:
     except NoServersError as error:
         log.error("reconciler_not_started", reason=str(error))
         return 2
-    database = Database(settings.required_database_url, pool_size=2)
+    database = Database(settings.required_database_url, pool_size=2, answer_seconds=_ANSWER_SECONDS)
     stop = threading.Event()
 
     def ask_to_stop(_signal: int, _frame: FrameType | None) -> None:

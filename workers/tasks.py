@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from storage import attempts, checkpoints, files, limits, preparations, queue, scheduling
 from storage.artifacts import ArtifactStore
-from storage.database import ANSWER_SECONDS, Database
+from storage.database import Database
 from storage.job_moves import Death
 from storage.processes import start_child
 from storage.settings import StorageSettings
@@ -33,8 +33,10 @@ Answer = TypeVar("Answer")
 
 log = structlog.get_logger("likeness.tasks")
 
-#: Of what is said about a training: a network that swallows it must be noticed soon.
+# A network that swallows what is said about a training must be noticed soon; what is said of data may be much.
 _ANSWER_SECONDS = 4.0
+_ANSWER_ON_DATA_SECONDS = 12.0
+_CONNECT_SECONDS = 5.0
 #: How long a worker that is to stop waits for a database that is away, to give its job back.
 _SECONDS_TO_GIVE_BACK = 2.0
 
@@ -195,7 +197,11 @@ def validate_file(file_id: str) -> None:
 def _work_on_data(**asked_for: str) -> None:
     """Work on the file or the job whose turn it is, and hand over what became ready by it."""
     settings = StorageSettings().with_running_servers()
-    with _database() as database, hearing_signals() as stop, scheduling.claim(database) as task:
+    with (
+        _database(answer_seconds=_ANSWER_ON_DATA_SECONDS) as database,
+        hearing_signals() as stop,
+        scheduling.claim(database) as task,
+    ):
         if task is None:
             log.info("delivery_ignored", **asked_for, reason="no file and no job is without a worker")
             return
@@ -240,10 +246,10 @@ def _in_session(database: Database, ask: Callable[[Session, str], Answer], name:
 
 
 @contextmanager
-def _database(*, answer_seconds: float = ANSWER_SECONDS) -> Iterator[Database]:
+def _database(*, answer_seconds: float) -> Iterator[Database]:
     """A database of this child's own: connections don't survive a fork."""
-    settings = StorageSettings().with_running_servers()
-    database = Database(settings.required_database_url, pool_size=2, answer_seconds=answer_seconds)
+    url = StorageSettings().with_running_servers().required_database_url
+    database = Database(url, pool_size=2, answer_seconds=answer_seconds, connect_seconds=_CONNECT_SECONDS)
     try:
         yield database
     finally:

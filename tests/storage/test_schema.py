@@ -10,7 +10,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import text
 
 from storage import schema
-from storage.database import Database
+from storage.database import _CONNECT_ARGUMENTS, Database
 from storage.tables import Base, Team
 from tests.storage.rows import TEAM
 
@@ -67,13 +67,16 @@ def test_two_processes_may_migrate_at_once(empty: Database) -> None:
     assert reached == [schema.newest_revision()] * 2
 
 
-def test_a_migration_waits_for_another_longer_than_a_request_may_take(database: Database) -> None:
-    hurried = Database(database.engine.url.render_as_string(hide_password=False), pool_size=1, answer_seconds=0.6)
+def test_a_migration_waits_for_another_longer_than_a_request_may_take(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(_CONNECT_ARGUMENTS, "options", "-c statement_timeout=100")
+    hurried = Database(database.engine.url.render_as_string(hide_password=False), pool_size=1)
     reached: list[str] = []
     migration = threading.Thread(target=lambda: reached.append(schema.migrate(hurried)))
     waits_long = text(
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory' "
-        "AND clock_timestamp() - query_start > interval '700 milliseconds'"
+        "AND clock_timestamp() - query_start > interval '200 milliseconds'"
     )
     with database.engine.connect() as holder:
         holder.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": schema._MIGRATION_LOCK})
@@ -87,7 +90,7 @@ def test_a_migration_waits_for_another_longer_than_a_request_may_take(database: 
 
     assert reached == [schema.newest_revision()]
     with hurried.engine.connect() as connection:
-        assert connection.scalar(text("SHOW statement_timeout")) == "500ms"
+        assert connection.scalar(text("SHOW statement_timeout")) == "100ms"
     hurried.dispose()
 
 

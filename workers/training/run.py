@@ -64,6 +64,7 @@ from workers.training.trainer import (
 log = structlog.get_logger("likeness.training")
 
 _ANSWER_SECONDS = 4.0
+_CONNECT_SECONDS = 5.0
 
 
 def main(job_id: str, number: int) -> int:
@@ -88,7 +89,8 @@ def main(job_id: str, number: int) -> int:
 
 def _database(settings: StorageSettings) -> Database:
     # Training waits while it writes, so a network that swallows what it is given must be noticed soon.
-    return Database(settings.required_database_url, pool_size=2, answer_seconds=_ANSWER_SECONDS)
+    url = settings.required_database_url
+    return Database(url, pool_size=2, answer_seconds=_ANSWER_SECONDS, connect_seconds=_CONNECT_SECONDS)
 
 
 class _StopRequest:
