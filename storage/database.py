@@ -87,7 +87,8 @@ class Database:
         answer_seconds: as the database's, unless it is given.
         """
         seconds = answer_seconds or self._answer_seconds
-        silence = _silence(seconds, self._connect_seconds)  # of its own: others may wait for other things
+        # Of its own, and without a pause: there are no other threads that would wait.
+        silence = _silence(seconds, self._connect_seconds, pause_seconds=0.0)
         options: dict[str, Any] = {"poolclass": NullPool, "isolation_level": "AUTOCOMMIT"}
         return _make_engine(self.engine.url, silence=silence, answer_seconds=seconds, **options).connect()
 
@@ -101,9 +102,9 @@ class Database:
         self.engine.dispose()
 
 
-def _silence(answer_seconds: float | None, connect_seconds: float | None) -> Silence | None:
+def _silence(answer_seconds: float | None, connect_seconds: float | None, **options: float) -> Silence | None:
     # Less than was promised: to wait is not all that has to be done.
-    return Silence(0.9 * answer_seconds, connect_seconds=connect_seconds) if answer_seconds else None
+    return Silence(0.9 * answer_seconds, connect_seconds=connect_seconds, **options) if answer_seconds else None
 
 
 def _make_engine(url: str | URL, *, silence: Silence | None, answer_seconds: float | None, **options: Any) -> Engine:

@@ -19,7 +19,7 @@ log = structlog.get_logger("likeness.lease")
 # stop 10 s before the end, so that it has stopped writing when another begins.
 _RENEWAL = 1 / 15
 _MARGIN = 10 / 45
-_ANSWER = 1 / 5
+_ANSWER = 1 / 4
 _LONGEST_ANSWER_SECONDS = 2.0
 _LOOK_EVERY_SECONDS = 0.5
 

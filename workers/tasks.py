@@ -179,7 +179,8 @@ def settle_abandoned(worker_id: str, death: Death | None) -> None:
         try:
             with database.session_across_teams() as session:
                 job_id = attempts.abandoned(session, worker_id, death)
-            log.warning("job_settled_for_its_task", job=job_id, death=death and str(death))
+            if job_id is not None:
+                log.warning("job_settled_for_its_task", job=job_id, death=death and str(death))
         except OperationalError as error:
             log.warning("job_left_to_its_lease", reason=type(error).__name__)
 

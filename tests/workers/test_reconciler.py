@@ -162,6 +162,20 @@ def test_a_message_that_was_lost_on_its_way_is_put_in_again_although_valkey_says
     assert waiting(redis, "gpu") == [f"train-{job_id}-1"]
 
 
+def test_a_message_whose_record_was_evicted_is_put_in_again_once_it_was_taken(
+    database: Database, redis: Redis, reconciler: Reconciler
+) -> None:
+    job_id = add_job(database)
+    reconciler.tick()
+    [message] = redis.lrange("rq:queue:gpu", 0, -1)
+    redis.delete(b"rq:job:" + message)
+    redis.lpop("rq:queue:gpu")  # by a worker, which finds nothing to do
+
+    reconciler.tick()
+
+    assert waiting(redis, "gpu") == [f"train-{job_id}-1"]
+
+
 def test_leftovers_of_crashed_writers_are_removed(
     database: Database, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

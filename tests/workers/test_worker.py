@@ -30,7 +30,7 @@ from tests.storage.rows import expire_lease
 from tests.workers import stub_trainings
 from tests.workers.following import long_job, messages_of, status_of, until_training
 from workers.reconciler import Reconciler
-from workers.worker import RUNNABLE, LikenessWorker
+from workers.worker import RUNNABLE, LikenessWorker, ListedTask
 
 GPU = "rq:queue:gpu"
 
@@ -250,6 +250,36 @@ def test_each_start_of_a_worker_has_another_name(installation: Installation, red
 
     first = name_of_a_worker()
     assert name_of_a_worker(first) != first
+
+
+def test_no_process_of_a_worker_tells_others_where_its_servers_are(installation: Installation) -> None:
+    job = installation.create_job(installation.upload(PAIRS))
+    with stub_trainings.worker(stub_trainings.WAITS) as pid:
+        until(lambda: pids_with(job.id))
+        family = [pid, *descendants(pid)]
+        assert len(family) == 3
+        told = b"".join(Path(f"/proc/{each}/cmdline").read_bytes() for each in family)
+
+    urls = (installation.settings.required_redis_url, installation.settings.required_database_url)
+    assert not any(url.partition("://")[2].encode() in told for url in urls)
+
+
+def test_how_long_a_task_takes_and_what_becomes_of_it_is_not_for_its_message_to_say(redis: Redis) -> None:
+    redis.hset("rq:job:x", mapping=message(queue.TRAIN, "ftjob-1", 1, timeout="180", result_ttl="500", failure_ttl="9"))
+
+    task = ListedTask.fetch("x", connection=redis, serializer=JSONSerializer)
+
+    assert (task.timeout, task.result_ttl, task.failure_ttl) == (-1, 0, 0)
+    assert not task.retries_left
+    assert not task.should_retry
+
+
+def test_a_worker_has_one_queue_and_takes_no_commands(installation: Installation, redis: Redis) -> None:
+    with installation.worker("cpu"):
+        [name] = until(lambda: redis.smembers("rq:workers"))
+
+        assert redis.hget(name, "queues") == b"cpu"
+        assert redis.pubsub_channels() == []
 
 
 def test_sigterm_ends_an_idle_worker(installation: Installation, redis: Redis) -> None:
