@@ -6,7 +6,7 @@ can't keep its worker from renewing.
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, Double, delete, func, select, true
+from sqlalchemy import ColumnElement, Double, cast, delete, extract, func, select, true
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -33,7 +33,7 @@ def take(session: Session, row: Job, worker_id: str, seconds: float) -> None:
 
 def release(session: Session, job_id: str) -> float:
     """End a job's lease, if it has one. Returns how long its attempt ran, in seconds: at most up to the lease's end."""
-    ran = func.extract("epoch", func.least(_NOW, Lease.expires_at) - Lease.started_at, type_=Double)
+    ran = in_seconds(func.least(_NOW, Lease.expires_at) - Lease.started_at)
     return session.scalar(delete(Lease).where(Lease.job_id == job_id).returning(func.greatest(ran, 0.0))) or 0.0
 
 
@@ -61,6 +61,11 @@ def older_has_ended() -> ColumnElement[bool]:
 def end(seconds: Any) -> ColumnElement[Any]:
     """When a lease ends that is taken or renewed now."""
     return _NOW + _interval(seconds)
+
+
+def in_seconds(interval: ColumnElement[Any]) -> ColumnElement[float]:
+    """An interval as a number."""
+    return cast(extract("epoch", interval), Double)
 
 
 def _interval(seconds: Any) -> ColumnElement[Any]:

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import ColumnElement, Double, func, or_, select
+from sqlalchemy import ColumnElement, false, func, or_, select
 from sqlalchemy.orm import Session
 
 from api_schemas.jobs import ENDED
-from storage import job_moves
+from storage import job_moves, leases
 from storage.tables import Job, Lease
 
 _NOW = func.clock_timestamp()
@@ -50,10 +50,10 @@ def end(session: Session, job_id: str) -> bool:
 
 
 def _past_deadline() -> ColumnElement[bool]:
-    return func.coalesce(Job.deadline_at < _NOW, False)
+    return func.coalesce(Job.deadline_at < _NOW, false())
 
 
 def _ran_too_long() -> ColumnElement[bool]:
     """Only while it runs: an attempt that has ended is added up, and the job may wait as long as it has to."""
-    running = func.extract("epoch", _NOW - Lease.started_at, type_=Double)
-    return func.coalesce(Job.ran_seconds + running > Job.max_runtime_seconds, False)
+    running = leases.in_seconds(_NOW - Lease.started_at)
+    return func.coalesce(Job.ran_seconds + running > Job.max_runtime_seconds, false())

@@ -24,6 +24,7 @@ class Proxy:
         self._listener.bind(str(directory / _SOCKET))
         self._listener.listen()
         self._selector.register(self._listener, selectors.EVENT_READ, None)
+        self._sockets = [self._listener]
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._pass_on)
         self._thread.start()
@@ -31,8 +32,8 @@ class Proxy:
     def close(self) -> None:
         self._over.set()
         self._thread.join()
-        for key in list(self._selector.get_map().values()):
-            key.fileobj.close()  # type: ignore[union-attr]
+        for each in self._sockets:
+            each.close()
         self._selector.close()
 
     def _pass_on(self) -> None:
@@ -47,6 +48,7 @@ class Proxy:
         client, _ = self._listener.accept()
         server = socket.socket(socket.AF_UNIX)
         server.connect(self._server)
+        self._sockets += [client, server]
         self._selector.register(client, selectors.EVENT_READ, server)
         self._selector.register(server, selectors.EVENT_READ, client)
 
