@@ -21,16 +21,22 @@ class Orders(NamedTuple):
 class HeldLease:
     """A lease on a connection that answers soon or is given up. One thread uses it.
 
-    After sqlalchemy.exc.OperationalError the next call connects anew, if that is needed.
+    It is made before the lease is taken, whose time would else go by while it connects. After
+    sqlalchemy.exc.OperationalError the next call connects anew, if that is needed.
     """
 
-    def __init__(self, database: Database, job_id: str, attempt: int, worker_id: str, *, answer_seconds: float) -> None:
+    def __init__(self, database: Database, *, answer_seconds: float) -> None:
+        """Raises OperationalError."""
         self._database = database
+        self._answer_seconds = answer_seconds
+        self._connection: Connection | None = self._connect()
+        self._attempt = ("", 0)
+
+    def hold(self, job_id: str, attempt: int, worker_id: str) -> None:
+        """Say which lease it is that was taken."""
         self._attempt = (job_id, attempt)
         self._lease = (Lease.job_id == job_id, Lease.attempt == attempt, Lease.worker_id == worker_id)
         self._running = (Job.id == job_id, Job.state == "running", Job.attempt == attempt)
-        self._answer_seconds = answer_seconds
-        self._connection: Connection | None = None
 
     def renew(self) -> None:
         """Prolong the lease, from now on. Raises StaleAttempt, OperationalError."""
@@ -51,11 +57,14 @@ class HeldLease:
             self._connection.close()
             self._connection = None
 
+    def _connect(self) -> Connection:
+        return self._database.connect_alone(answer_seconds=self._answer_seconds)
+
     def _only(self, statement: Any) -> Any:
         """The one row that the statement gives. Raises StaleAttempt if there is none."""
         try:
             if self._connection is None:
-                self._connection = self._database.connect_alone(answer_seconds=self._answer_seconds)
+                self._connection = self._connect()
             found = self._connection.execute(statement).first()
         except OperationalError:
             if self._connection is not None and self._connection.invalidated:

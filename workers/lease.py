@@ -9,7 +9,6 @@ import structlog
 from sqlalchemy.exc import OperationalError
 
 from storage.attempts import StaleAttempt
-from storage.database import Database
 from storage.held_lease import HeldLease, Orders
 from workers.shared_page import SharedPage
 
@@ -24,6 +23,11 @@ _LONGEST_ANSWER_SECONDS = 2.0
 _LOOK_EVERY_SECONDS = 0.5
 
 
+def answer_within(seconds: float) -> float:
+    """How long an answer may take to the renewal of a lease of so many seconds."""
+    return min(_LONGEST_ANSWER_SECONDS, seconds * _ANSWER)
+
+
 class KeptLease:
     """A lease that was taken with `storage.attempts.start`, renewed as long as the block runs.
 
@@ -31,20 +35,9 @@ class KeptLease:
     the wall clock can only make it end early.
     """
 
-    def __init__(
-        self,
-        database: Database,
-        job_id: str,
-        attempt: int,
-        worker_id: str,
-        *,
-        seconds: float,
-        taken: float,
-        page: SharedPage,
-    ) -> None:
+    def __init__(self, held: HeldLease, *, seconds: float, taken: float, page: SharedPage) -> None:
         """taken: when it was asked for, by the monotonic clock. The page is told until when the training may go on."""
-        answer_seconds = min(_LONGEST_ANSWER_SECONDS, seconds * _ANSWER)
-        self._held = HeldLease(database, job_id, attempt, worker_id, answer_seconds=answer_seconds)
+        self._held = held
         self._seconds = seconds
         self._page = page
         self._renewed = taken

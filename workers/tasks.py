@@ -17,13 +17,14 @@ from sqlalchemy.orm import Session
 from storage import attempts, checkpoints, files, limits, preparations, queue, scheduling
 from storage.artifacts import ArtifactStore
 from storage.database import Database
+from storage.held_lease import HeldLease
 from storage.job_moves import Death
 from storage.processes import start_child
 from storage.settings import StorageSettings
 from workers import exit_codes
 from workers.attendance import attended
 from workers.deaths import death_of
-from workers.lease import KeptLease
+from workers.lease import KeptLease, answer_within
 from workers.patience import patiently
 from workers.shared_page import SharedPage
 from workers.stopping import StopRequest, hearing_signals
@@ -57,26 +58,29 @@ def train(job_id: str, attempt: int) -> None:
     settings = StorageSettings().with_running_servers()
     # Signals are heard before the lease is taken: in between they would leave the job to its lease's end.
     with _database(answer_seconds=_ANSWER_SECONDS) as database, hearing_signals() as stop:
+        held = HeldLease(database, answer_seconds=answer_within(settings.lease_seconds))
         taken = time.monotonic()
         job = scheduling.take(database, worker_id, lease_seconds=settings.lease_seconds)
         if job is None:
+            held.close()
             log.info("delivery_ignored", job=job_id, attempt=attempt, reason="no job is queued")
             return
+        held.hold(job.id, job.attempt, worker_id)
         with structlog.contextvars.bound_contextvars(job=job.id, attempt=job.attempt):
-            _train(settings, database, _Attempt(job.id, job.attempt), worker_id, taken, stop)
+            _train(settings, database, _Attempt(job.id, job.attempt), held, taken, stop)
             _tidy(settings, database, job.id)
             # If it is queued again, the next free worker is to hear of it at once.
             queue.dispatch_soon(database, queue.connect(settings.required_redis_url))
 
 
 def _train(
-    settings: StorageSettings, database: Database, attempt: _Attempt, worker_id: str, taken: float, stop: StopRequest
+    settings: StorageSettings, database: Database, attempt: _Attempt, held: HeldLease, taken: float, stop: StopRequest
 ) -> None:
     """taken: when the lease was asked for."""
     page = SharedPage.new()
     # Before the lease's thread begins: a process of several threads should not fork.
     training = _start_training(*attempt, page.environment)
-    lease = KeptLease(database, *attempt, worker_id, seconds=settings.lease_seconds, taken=taken, page=page)
+    lease = KeptLease(held, seconds=settings.lease_seconds, taken=taken, page=page)
     with lease:
         ending = watch(
             training, lease, stop, stop_seconds=settings.stop_seconds, on_overdue=lambda: _end(database, attempt.job_id)
@@ -175,12 +179,14 @@ def settle_abandoned(worker_id: str, death: Death | None) -> None:
 
     If nobody can be told, the job waits for its lease's end.
     """
+    settings = StorageSettings().with_running_servers()
     with _database(answer_seconds=_ANSWER_SECONDS) as database:
         try:
             with database.session_across_teams() as session:
                 job_id = attempts.abandoned(session, worker_id, death)
             if job_id is not None:
                 log.warning("job_settled_for_its_task", job=job_id, death=death and str(death))
+                queue.dispatch_soon(database, queue.connect(settings.required_redis_url))
         except OperationalError as error:
             log.warning("job_left_to_its_lease", reason=type(error).__name__)
 

@@ -15,7 +15,9 @@ ENDS = "SELECT extract(epoch FROM expires_at - clock_timestamp()) FROM leases"
 
 
 def held(database: Database, job_id: str, *, worker: str = "worker-1", attempt: int = 1) -> HeldLease:
-    return HeldLease(database, job_id, attempt, worker, answer_seconds=1.0)
+    lease = HeldLease(database, answer_seconds=1.0)
+    lease.hold(job_id, attempt, worker)
+    return lease
 
 
 def seconds_left(database: Database) -> float:

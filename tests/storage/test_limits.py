@@ -99,7 +99,8 @@ def test_the_time_of_all_attempts_counts_and_waiting_does_not(database: Database
 @pytest.mark.parametrize("limit", [{"deadline": FUTURE}, {"max_runtime_seconds": 60}])
 def test_its_worker_is_told_when_a_job_has_taken_longer_than_it_may(database: Database, limit: dict[str, int]) -> None:
     job_id = add_job(database, "running", **limit)
-    lease = HeldLease(database, job_id, 1, "worker-1", answer_seconds=1.0)
+    lease = HeldLease(database, answer_seconds=1.0)
+    lease.hold(job_id, 1, "worker-1")
     assert not lease.orders().overdue
 
     pass_deadline(database)

@@ -222,7 +222,7 @@ def test_a_task_that_is_killed_is_told_of_at_once_by_its_worker_which_goes_on(in
 def test_a_task_that_was_frozen_for_longer_than_its_lease_ends_when_it_thaws_and_harms_nobody(
     installation: Installation, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("LIKENESS_LEASE_SECONDS", "1")
+    monkeypatch.setenv("LIKENESS_LEASE_SECONDS", "5")
     job = installation.create_job(installation.upload(PAIRS))
     reconciler = Reconciler(installation.database, redis, ArtifactStore(installation.settings.artifacts_dir))
     with stub_trainings.worker(stub_trainings.DEAF) as pid:
@@ -333,7 +333,8 @@ def test_a_postgresql_that_is_away_for_longer_than_a_lease_stops_the_training_an
         try:
             until(lambda: is_succeeded(installation, job.id))
             found = installation.openai.fine_tuning.jobs.retrieve(job.id)
-            assert found.interruptions == {"crashes": 0, "out_of_memory": 0, "preemptions": 1}
+            assert (found.interruptions["crashes"], found.interruptions["out_of_memory"]) == (0, 0)
+            assert found.interruptions["preemptions"] == found.attempt - 1 > 0
             assert any("Goes on from the checkpoint" in said for said in messages_of(installation, job.id))
             assert runs(pid)
             assert reconciler.poll() is None
