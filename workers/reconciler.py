@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -51,7 +52,7 @@ class Reconciler:
         with self._database.session_across_teams() as session:
             expired, overdue = attempts.expired(session), limits.overdue(session)
         for job_id, attempt in expired:
-            self._one("job_rescued", job_id, lambda session, job_id, n=attempt: attempts.rescue(session, job_id, n))
+            self._one("job_rescued", job_id, partial(attempts.rescue, attempt=attempt))
         for job_id in overdue:
             self._one("overdue_job_ended", job_id, limits.end)
         queue.dispatch(self._database, self._redis)

@@ -164,23 +164,24 @@ class LikenessWorker(Worker):
         try:
             super().monitor_work_horse(job, queue, execution)
         finally:
-            status = self._child_status
-            if status is not None and os.WIFSIGNALED(status):
-                self._settle(self._death(os.WTERMSIG(status)))
+            self._settle_if_killed(self._child_status)
 
     def wait_for_horse(self) -> tuple[int | None, int | None, Any]:
         """Wait for the child's end, and keep how it has ended."""
         pid, self._child_status, usage = super().wait_for_horse()
         return pid, self._child_status, usage
 
-    def _death(self, number: int) -> Death | None:
-        """How the child has died; None if it was told to end before it could hear that."""
-        if number in (stopping.SOON, stopping.AT_ONCE):
-            return None
-        return death_of("The training's watcher", number, after_step=None, out_of_memory=self._kills.any())
+    def _settle_if_killed(self, status: int | None) -> None:
+        if status is None or not os.WIFSIGNALED(status):
+            return
+        number = os.WTERMSIG(status)
+        if number in (stopping.SOON, stopping.AT_ONCE):  # it came before the child could hear it
+            self._settle(None)
+        else:
+            self._settle(death_of("The training's watcher", number, after_step=None, out_of_memory=self._kills.any()))
 
     def _settle(self, death: Death | None) -> None:
-        """Say what has become of the job that a child of this worker had."""
+        """Say what has become of the job that a child of this worker had; None: it was told to end."""
         try:
             tasks.settle_abandoned(self.name, death)
         except Exception:  # whatever it was, the worker goes on
