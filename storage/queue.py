@@ -8,7 +8,7 @@ import secrets
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import structlog
 from redis import Redis, RedisError, ResponseError
@@ -100,7 +100,7 @@ def top_up(redis: Redis, name: QueueName, waiting: Sequence[Task], *, coming: in
     missing = len(waiting) - coming - redis.llen(queue.key) - _being_delivered(redis, queue)
     if missing <= 0:
         return 0
-    told = {message_id.decode(errors="replace").rpartition("-")[0] for message_id in redis.lrange(queue.key, 0, -1)}
+    told = {_text(message_id).rpartition("-")[0] for message_id in redis.lrange(queue.key, 0, -1)}
     untold = [task for task in waiting if _stem(*task) not in told][:missing]
     for task in untold:
         enqueue(redis, *task)
@@ -111,14 +111,19 @@ def _being_delivered(redis: Redis, queue: Queue) -> int:
     """How many messages were taken so lately that what they lead to may not have begun yet."""
     begun = []
     for execution in redis.zrange(queue.started_job_registry.key, 0, -1):
-        with suppress(ResponseError, TypeError, ValueError):  # it isn't RQ's, or has just ended
-            begun.append(float(redis.hget(b"rq:execution:" + execution, "created_at")))
+        with suppress(ResponseError, ValueError):  # it isn't RQ's, or has just ended
+            begun.append(float(redis.hget(f"rq:execution:{_text(execution)}", "created_at") or ""))
     # By two machines' clocks: if they disagree, a message too many is put in, which does no harm.
     return sum(abs(time.time() - at) < _DELIVERY_SECONDS for at in begun)
 
 
 def _queue(name: QueueName, redis: Redis) -> Queue:
     return Queue(name, connection=redis, serializer=JSONSerializer)
+
+
+def _text(name: Any) -> str:
+    # Strangers' bytes need not be text.
+    return name.decode(errors="replace") if isinstance(name, bytes) else str(name)
 
 
 def _stem(task: str, arguments: Sequence[str | int]) -> str:

@@ -51,7 +51,7 @@ class _Work(NamedTuple):
     turn: InstrumentedAttribute[Any]
 
 
-def _by_team(team_id: ColumnElement[str], criterion: ColumnElement[bool]) -> Subquery:
+def _by_team(team_id: ColumnElement[str] | InstrumentedAttribute[str], criterion: ColumnElement[bool]) -> Subquery:
     return select(team_id.label("team_id"), func.count().label("number")).where(criterion).group_by(team_id).subquery()
 
 

@@ -75,7 +75,7 @@ def test_a_teams_one_job_does_not_wait_for_another_teams_hundred(database: Datab
 
 
 def test_a_team_whose_jobs_fill_the_workers_waits_for_one_that_has_none(database: Database, other: str) -> None:
-    add_jobs(database, 100)
+    add_jobs(database, 10)
     running = [take(database) for _ in range(4)]
     ones = add_jobs(database, 2, team=other)
 
