@@ -111,10 +111,13 @@ ERROR_CODES: dict[str, ErrorKind] = {
     # Reasons a job fails, in a job's `error` and never a status of their own
     "non_finite_loss": ErrorKind(500, "job_error", "The loss became NaN or infinite."),
     "embeddings_collapsed": ErrorKind(500, "job_error", "All texts got nearly the same embedding."),
-    "out_of_memory": ErrorKind(500, "job_error", "Training needed more memory than there is."),
+    "out_of_memory": ErrorKind(500, "job_error", "Training needed more memory than there is, or was killed for that."),
     "disk_full": ErrorKind(500, "job_error", "The disk filled up while files were prepared; now the job pauses."),
     "training_file_missing": ErrorKind(500, "job_error", "The training file's bytes are gone."),
     "worker_lost": ErrorKind(500, "job_error", "The worker died more often than a job may be retried."),
+    "poisoned_job": ErrorKind(500, "job_error", "The job's attempts died twice after the same step."),
+    "max_runtime_exceeded": ErrorKind(500, "job_error", "The job ran for longer than its `max_runtime_seconds`."),
+    "deadline_exceeded": ErrorKind(500, "job_error", "The job had not ended by its `deadline`."),
     "preparation_crashed": ErrorKind(500, "job_error", "Preparing files stopped on a defect; the worker's log has it."),
     "training_crashed": ErrorKind(500, "job_error", "Training stopped on a defect; the worker's log has it."),
 }

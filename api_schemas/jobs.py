@@ -367,6 +367,13 @@ class JobCreate(RequestModel):
     integrations: Annotated[list[dict[str, Any]], Field(max_length=0)] | None = Field(
         default=None, description="None are supported; null and [] are accepted."
     )
+    max_runtime_seconds: Annotated[int, Field(ge=1, le=10 * 365 * 24 * 3600)] | None = Field(
+        default=None,
+        description="How long its attempts may run, all together, before it fails. Waiting and preparing don't count.",
+    )
+    deadline: Annotated[int, Field(ge=1, le=253_402_300_799)] | None = Field(
+        default=None, description="Unix time, seconds, by which the job must have ended. Then it fails, in any state."
+    )
 
 
 class Progress(ResponseModel):
@@ -379,8 +386,16 @@ class Progress(ResponseModel):
     seconds_left: float | None = None
 
 
+class Interruptions(ResponseModel):
+    """How attempts have ended that did not end the job. Only crashes and kills are counted against it."""
+
+    crashes: int = Field(description="Its process or its worker died, or was not heard of any more.")
+    out_of_memory: int = Field(description="The kernel killed its process for lack of memory.")
+    preemptions: int = Field(description="Its worker gave it back: it was told to stop, or PostgreSQL was away.")
+
+
 class Job(ResponseModel):
-    """A fine-tuning job, in OpenAI's shape; `attempt`, `priority`, `started_at`, `progress` and the place are ours."""
+    """A fine-tuning job, in OpenAI's shape, with some members of ours, such as `attempt` and `progress`."""
 
     id: str
     object: Literal["fine_tuning.job"] = "fine_tuning.job"
@@ -413,6 +428,9 @@ class Job(ResponseModel):
     metadata: dict[str, str] | None = None
     integrations: list[dict[str, Any]] = Field(default_factory=list)
     trained_tokens: int | None = None
+    max_runtime_seconds: int | None = None
+    deadline: int | None = None
+    interruptions: Interruptions
     progress: Progress | None = None
     error: ErrorDetail | None = Field(default=None, description="Why it failed and what to do.")
 

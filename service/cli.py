@@ -93,7 +93,7 @@ def worker(
 ) -> None:
     """Work on one queue: one worker per GPU on `gpu`, and at least one on `cpu`.
 
-    SIGTERM gives the running job back to the queue and ends within seconds.
+    SIGTERM gives the running job back to the queue and ends within seconds; a second one doesn't wait for its step.
     """
     _become(["workers.worker", queue], data_dir)
 

@@ -50,6 +50,21 @@ class StorageSettings(BaseSettings):
     tensorboard_days: float = Field(
         default=30.0, ge=0, description="How long what a training wrote for TensorBoard stays after its job's end."
     )
+    lease_seconds: float = Field(
+        default=45.0,
+        ge=1,
+        le=3600,
+        description="How long a worker may be silent before its jobs are given to others.",
+    )
+    tick_seconds: float = Field(
+        default=2.0, gt=0, le=4, description="How often the reconciler looks for what crashes left behind."
+    )
+    stop_seconds: float = Field(
+        default=8.0,
+        ge=0,
+        description="How long a training may take to end its step and keep its state when its worker is told to stop. "
+        "Then it is killed, and goes on from its last checkpoint elsewhere.",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", description="DEBUG, INFO, WARNING or ERROR: the least that is worth a line in the log."
     )

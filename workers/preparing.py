@@ -6,6 +6,7 @@ is told before one is taken: rows that can't be used, pairs that aren't there, b
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -47,7 +48,7 @@ from workers.training.mixing import Mixture
 
 log = structlog.get_logger("likeness.preparing")
 
-_LOOK_EVERY_SECONDS = 1.0
+_LOOK_EVERY_SECONDS = 0.5
 _TELL_EVERY_SECONDS = 10.0
 _DIRECTED = ("pairs", "triplets", "vector_pairs")
 
@@ -76,7 +77,8 @@ def prepare(settings: StorageSettings, database: Database, job_id: str, stop: th
     except PreparationStopped:
         log.info("preparation_stopped", reason="the worker stops" if stop.is_set() else "the job is over")
         if stop.is_set():
-            _patiently(database, lambda session: preparations.give_back(session, job_id))
+            begun = job.preparations_begun
+            _patiently(database, lambda session: preparations.give_back(session, job_id, begun=begun))
     except (NotTrainableError, LikenessError) as refusal:
         _fail(database, job_id, refusal.code, str(refusal))
     except (validation.DatasetError, NoRowsError) as refusal:
@@ -288,7 +290,8 @@ class _Preparation:
             )
 
     def _say(self, message: str, *, level: job_moves.Level = "info") -> None:
-        _patiently(self._database, lambda session: preparations.record(session, self._job.id, message, level=level))
+        job_id, key = self._job.id, secrets.token_hex(8)
+        _patiently(self._database, lambda session: preparations.record(session, job_id, message, level=level, key=key))
 
     def _telling(self, sentence: str) -> Callable[[int], None]:
         """Says now and then, in the job's events, how far it is."""
@@ -301,7 +304,7 @@ class _Preparation:
         return tell
 
     def _is_over(self) -> bool:
-        """Whether to stop: the worker does, or the job has been cancelled, which is looked up once a second."""
+        """Whether to stop: the worker does, or the job has been cancelled, which is looked up twice a second."""
         if self._stop.is_set():
             return True
         if not self._over and time.monotonic() - self._looked >= _LOOK_EVERY_SECONDS:

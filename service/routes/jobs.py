@@ -20,6 +20,7 @@ from api_schemas.jobs import (
     ENDED,
     Checkpoint,
     CheckpointMetrics,
+    Interruptions,
     Job,
     JobCreate,
     JobEvent,
@@ -360,6 +361,9 @@ def _wire(row: tables.Job) -> Job:
         suffix=row.suffix,
         metadata=row.job_metadata,
         trained_tokens=row.trained_tokens,
+        max_runtime_seconds=row.max_runtime_seconds,
+        deadline=int(row.deadline_at.timestamp()) if row.deadline_at else None,
+        interruptions=Interruptions(crashes=row.crashes, out_of_memory=row.oom_kills, preemptions=row.preemptions),
         progress=progress,
         error=ErrorDetail(**row.error) if row.error else None,
     )

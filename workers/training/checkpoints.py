@@ -97,9 +97,11 @@ class Checkpoints:
                 continue
             if reason is None:
                 self._saved_step = step
+                self._recorder.goes_on_from(step)
                 self._recorder.say(f"Goes on from the checkpoint after step {step} of {self._trainer.total_steps}")
                 return
             self._reject(step, reason)
+            self._recorder.flush()  # which only the attempt that runs can
             self._stored.remove(step)
 
     def _reject(self, step: int, reason: str) -> None:

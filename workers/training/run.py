@@ -44,6 +44,7 @@ from workers.evaluation.split import Split
 from workers.patience import patiently
 from workers.prompts import prompts_of
 from workers.search.job_search import Found, JobSearch
+from workers.shared_page import page_of_watcher
 from workers.training import evaluation, mixing, starting
 from workers.training.batch_loss import yardstick
 from workers.training.batches import NoBatchError
@@ -64,6 +65,9 @@ from workers.training.trainer import (
 
 log = structlog.get_logger("likeness.training")
 
+_ANSWER_SECONDS = 4.0
+_CONNECT_SECONDS = 5.0
+
 
 def main(job_id: str, number: int) -> int:
     """Train one attempt. Returns one of workers.exit_codes; 1, with a traceback in the log, for a defect."""
@@ -71,7 +75,7 @@ def main(job_id: str, number: int) -> int:
     configure_logging(settings.log_level)
     structlog.contextvars.bind_contextvars(job=job_id, attempt=number)
     stop = _StopRequest()
-    run = _Run(settings, Database(settings.required_database_url, pool_size=2), Attempt(job_id, number), stop)
+    run = _Run(settings, _database(settings), Attempt(job_id, number), stop)
     try:
         return _with_known_ends(run)
     except (attempts.StaleAttempt, TrainingInterrupted, PreparationStopped) as end:
@@ -85,16 +89,23 @@ def main(job_id: str, number: int) -> int:
         return 1
 
 
+def _database(settings: StorageSettings) -> Database:
+    # Training waits while it writes, so a network that swallows what it is given must be noticed soon.
+    url = settings.required_database_url
+    return Database(url, pool_size=2, answer_seconds=_ANSWER_SECONDS, connect_seconds=_CONNECT_SECONDS)
+
+
 class _StopRequest:
-    """Set by SIGTERM; training looks at it between steps."""
+    """Set by SIGTERM, and by the end of the lease if nobody prolongs it; training looks at it between steps."""
 
     def __init__(self) -> None:
         self.asked = False
+        self._page = page_of_watcher()
         signal.signal(signal.SIGTERM, self._ask)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def __call__(self) -> bool:
-        return self.asked
+        return self.asked or self._page.is_over()
 
     def _ask(self, _signal: int, _frame: object) -> None:
         self.asked = True
@@ -173,7 +184,7 @@ class _Run:
         for notice in [*self._shares(job, trainer), *trainer.batches.notices]:
             self._recorder.say(notice)
         evaluating = JobEvaluation(trainer, split, method, self._recorder, self._stop)
-        before = _validation_loss(trainer, held_out)
+        before = _validation_loss(trainer, held_out, self._stop)
         if search is not None:
             evaluating.begin()
             search.give_weights(trainer)
@@ -185,7 +196,7 @@ class _Run:
             with EventFile(self._settings.tensorboard_dir / job.id) as board:
                 take_steps(trainer, checkpoints, evaluating, self._recorder, board, self._stop)
         found = self._evaluated(evaluating, job, files, search)
-        self._compare(before, _validation_loss(trainer, held_out))
+        self._compare(before, _validation_loss(trainer, held_out, self._stop))
         run = self._card(job, base_model, trainer, prepared, found, search)
         self._publish(job, encoder, base_model, folder, run, search)
 
@@ -399,20 +410,28 @@ def take_steps(
     except TrainingInterrupted:
         checkpoints.save()
         raise
-    recorder.flush()
+    # First: nothing of the training is lost then, however long the database is away.
     checkpoints.save()
+    recorder.flush()
     # Not before: a checkpoint holds the weights of its step.
     evaluating.keep()
 
 
-def _validation_loss(trainer: Trainer, data: Prepared | None) -> float | None:
-    """The loss of training, in batches of its size, on rows that it doesn't train on."""
+def _validation_loss(trainer: Trainer, data: Prepared | None, should_stop: Callable[[], bool]) -> float | None:
+    """The loss of training, in batches of its size, on rows that it doesn't train on. Raises TrainingInterrupted."""
     if data is None:
         return None
     config = trainer.config
     loss = yardstick(config.loss, dimension=trainer.encoder.dimension)
+
+    def stop_if_asked() -> None:
+        if should_stop():
+            raise TrainingInterrupted(trainer.step, trainer.total_steps)
+
     with explaining_lack_of_memory(config, "Taking the validation loss"), suppress(NoBatchError):
-        return evaluation.validation_loss(trainer.encoder, data, loss, batch_size=config.batch_size, seed=config.seed)
+        return evaluation.validation_loss(
+            trainer.encoder, data, loss, batch_size=config.batch_size, seed=config.seed, before_batch=stop_if_asked
+        )
     return None  # too few rows were held out for a batch
 
 
