@@ -4,10 +4,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import ORMExecuteState, Session, sessionmaker, with_loader_criteria
 from sqlalchemy.pool import NullPool
 
+from storage.silence import Silence, impatient
 from storage.tables import TeamOwned
 
 _ACROSS_TEAMS = object()
@@ -20,6 +22,9 @@ _CONNECT_ARGUMENTS = {
     "keepalives_interval": 2,
 }
 
+# Of the time somebody waits for an answer: the server gives up first, and says so.
+_SERVERS_SHARE = 0.75
+
 
 class Database:
     """The one way to PostgreSQL. Threads may share it; sessions they may not.
@@ -27,37 +32,58 @@ class Database:
     Sessions raise sqlalchemy.exc.OperationalError when the server is away or a statement takes over 10 s.
     """
 
-    def __init__(self, url: str, *, pool_size: int = 10) -> None:
-        self.engine: Engine = create_engine(
+    def __init__(self, url: str, *, pool_size: int = 10, answer_seconds: float | None = None) -> None:
+        """answer_seconds: somebody waits, and is to hear within so long that the server is away or takes too long."""
+        self._answer_seconds = answer_seconds
+        # Less than was promised: to wait is not all that has to be done.
+        self._silence = Silence(0.9 * answer_seconds) if answer_seconds else None
+        self.engine: Engine = self._make_engine(
             url.replace("postgresql://", "postgresql+psycopg://", 1).replace("postgres://", "postgresql+psycopg://", 1),
             pool_size=pool_size,
             max_overflow=pool_size,
-            pool_timeout=2.0,
+            pool_timeout=_SERVERS_SHARE * answer_seconds if answer_seconds else 2.0,
             pool_pre_ping=True,
             # An error's text ends up in logs; parameters are somebody's data.
             hide_parameters=True,
-            connect_args=_CONNECT_ARGUMENTS,
         )
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
 
     @contextmanager
     def session(self, team_id: str) -> Iterator[Session]:
         """A transaction that sees and makes rows of `team_id` only; committed on the way out."""
-        with self._sessions(info={"team": team_id}) as session, session.begin():
+        with self._transaction(team_id) as session:
             yield session
 
     @contextmanager
     def session_across_teams(self) -> Iterator[Session]:
         """A transaction for the service's own work: keys before a team is known, workers, the reconciler."""
-        with self._sessions(info={"team": _ACROSS_TEAMS}) as session, session.begin():
+        with self._transaction(_ACROSS_TEAMS) as session:
+            yield session
+
+    @contextmanager
+    def _transaction(self, team: object) -> Iterator[Session]:
+        if self._silence is not None and not self._silence.may_ask():
+            raise OperationalError(None, None, self._silence.error())
+        with self._sessions(info={"team": team}) as session, session.begin():
             yield session
 
     def connect_alone(self) -> Connection:
         """A connection outside the pool, without transactions; whoever asks for it closes it."""
-        engine = create_engine(
-            self.engine.url, poolclass=NullPool, isolation_level="AUTOCOMMIT", connect_args=_CONNECT_ARGUMENTS
-        )
-        return engine.connect()
+        return self._make_engine(self.engine.url, poolclass=NullPool, isolation_level="AUTOCOMMIT").connect()
+
+    def _make_engine(self, url: str | URL, **options: Any) -> Engine:
+        if self._silence is None or self._answer_seconds is None:
+            return create_engine(url, connect_args=_CONNECT_ARGUMENTS, **options)
+        limit = f"-c statement_timeout={_SERVERS_SHARE * self._answer_seconds * 1000:.0f}"
+        # A process that stops in the middle of a transaction must not keep a job's row from its worker for long.
+        idle = "-c idle_in_transaction_session_timeout=10000"
+        arguments = _CONNECT_ARGUMENTS | {"options": f"{_CONNECT_ARGUMENTS['options']} {limit} {idle}"}
+        engine = create_engine(url, connect_args=arguments, **options)
+        silence, connections = self._silence, impatient(self._silence)
+        event.listen(engine, "do_connect", lambda _dialect, _record, args, named: connections.connect(*args, **named))
+        # A connection that is checked out has just been made, or asked whether it still works.
+        event.listen(engine, "checkout", lambda *_: silence.end())
+        return engine
 
     def ping(self) -> None:
         """Raise OperationalError unless the server answers."""

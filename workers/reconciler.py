@@ -15,7 +15,7 @@ import structlog
 from redis import Redis, RedisError
 from sqlalchemy.exc import OperationalError
 
-from storage import attempts, checkpoints, files, preparations, queue, uploads
+from storage import attempts, checkpoints, files, idempotency, preparations, queue, uploads
 from storage.artifacts import ArtifactStore
 from storage.database import Database
 from storage.leadership import Leadership
@@ -67,6 +67,8 @@ class Reconciler:
         if time.monotonic() - self._swept < _SWEEP_EVERY_SECONDS:
             return
         self._swept = time.monotonic()
+        with self._database.session_across_teams() as session:
+            idempotency.sweep(session)
         leftovers = self._artifacts.sweep_unfinished() + self._sweep_parts() + self._sweep_files()
         leftovers += self._sweep_checkpoints()
         if leftovers:
