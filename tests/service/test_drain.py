@@ -12,7 +12,7 @@ from service.settings import ServiceSettings
 from storage.artifacts import ArtifactStore
 from tests.installation import PAIRS, Installation, running_installation
 from tests.processes import until
-from tests.service.api_process import api_process
+from tests.service.api_process import ApiProcess, api_process
 from tests.service.edge_server import connect, read_answer
 from tests.service.event_reader import reading
 from tests.service.forms import form, stored

@@ -141,6 +141,12 @@ def _back(database: Database) -> None:
 # While others are at work
 
 
+def _write_everywhere(connection: Connection) -> None:
+    """Hold what a transaction holds that has written to every table."""
+    tables = set(sa.inspect(connection).get_table_names()) - {"alembic_version"}
+    connection.execute(text(f"LOCK TABLE {', '.join(sorted(tables))} IN ROW EXCLUSIVE MODE"))
+
+
 def test_a_migration_that_waits_for_a_table_lets_others_at_it_and_comes_through(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,18 +154,17 @@ def test_a_migration_that_waits_for_a_table_lets_others_at_it_and_comes_through(
     _back(database)
     reached: list[str] = []
     migration = threading.Thread(target=lambda: reached.append(schema.migrate(database)))
-    given_up = text(
-        "SELECT count(*) FROM pg_locks JOIN pg_class ON pg_class.oid = relation "
-        "WHERE relname = 'teams' AND mode = 'ShareRowExclusiveLock' AND NOT granted"
+    waits = text(
+        "SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = database "
+        "WHERE datname = current_database() AND locktype = 'relation' AND NOT granted"
     )
     with database.engine.connect() as holder:
-        # The newest table belongs to teams, so that making it wants teams for itself.
-        holder.execute(text("SELECT 1 FROM teams FOR UPDATE"))
+        _write_everywhere(holder)
         migration.start()
         for _ in range(2):  # It waits, gives up, and comes again.
-            while not holder.scalar(given_up):
+            while not holder.scalar(waits):
                 assert migration.is_alive()
-            while holder.scalar(given_up):
+            while holder.scalar(waits):
                 assert migration.is_alive()
     migration.join()
     assert reached == [schema.newest_revision()]
@@ -173,7 +178,7 @@ def test_a_migration_that_never_gets_its_table_says_so_and_leaves_nothing_half_d
     monkeypatch.setattr(schema, "_PAUSE_SECONDS", 0.0)
     _back(database)
     with database.engine.connect() as holder:
-        holder.execute(text("SELECT 1 FROM teams FOR UPDATE"))
+        _write_everywhere(holder)
         with pytest.raises(schema.SchemaBusyError, match="locked by transactions that don't end"):
             schema.migrate(database)
     assert not schema.is_current(database)
