@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from alembic import command
@@ -84,15 +85,23 @@ def _run(connection: Connection, *statements: str) -> None:
     connection.commit()
 
 
+@cache
 def newest_revision() -> str:
     """The revision this code works with."""
     return ScriptDirectory.from_config(alembic_config()).get_current_head() or ""
 
 
 def is_current(database: Database) -> bool:
-    """Whether the database has the revision this code works with."""
+    """Whether the database has all that this code works with. One that a later version has migrated has more."""
     with database.engine.connect() as connection:
-        return MigrationContext.configure(connection).get_current_revision() == newest_revision()
+        revision = MigrationContext.configure(connection).get_current_revision()
+    return revision is not None and revision not in _older_revisions()
+
+
+@cache
+def _older_revisions() -> frozenset[str]:
+    scripts = ScriptDirectory.from_config(alembic_config()).walk_revisions()
+    return frozenset(script.revision for script in scripts) - {newest_revision()}
 
 
 def alembic_config(connection: Connection | None = None) -> Config:

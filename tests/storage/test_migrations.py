@@ -132,6 +132,16 @@ def test_rows_of_before_the_newest_migration_are_served_after_it(empty: Database
         assert jobs.cancel(session, job_id).state == "cancelled"
 
 
+def test_a_schema_that_a_later_version_has_migrated_serves_this_one_and_an_older_does_not(database: Database) -> None:
+    assert schema.is_current(database)
+    with database.engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = 'later'"))
+    assert schema.is_current(database)
+    with database.engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = :older"), {"older": REVISIONS[-2]})
+    assert not schema.is_current(database)
+
+
 def _back(database: Database) -> None:
     with database.engine.connect() as connection:
         command.downgrade(schema.alembic_config(connection), "-1")
