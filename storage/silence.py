@@ -22,9 +22,14 @@ class Silence:
     try whether the server is back. So the threads of a process are never all taken by waiting.
     """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(
+        self, seconds: float, *, connect_seconds: float | None = None, pause_seconds: float = _PAUSE_SECONDS
+    ) -> None:
         self.seconds = seconds
         """How long an answer may take."""
+        self.connect_seconds = connect_seconds or seconds
+        """How long connecting may take, which is several answers."""
+        self._pause_seconds = pause_seconds
         self._lock = threading.Lock()
         self._until: float | None = None
         self._trying: int | None = None
@@ -42,7 +47,7 @@ class Silence:
     def begin(self) -> None:
         """Somebody has waited in vain."""
         with self._lock:
-            self._trying, self._until = None, time.monotonic() + _PAUSE_SECONDS
+            self._trying, self._until = None, time.monotonic() + self._pause_seconds
 
     def end(self) -> None:
         """The server has answered."""
@@ -70,7 +75,7 @@ def impatient(silence: Silence) -> type[psycopg.Connection[Any]]:
         @classmethod
         def _connect_gen(cls, conninfo: str = "") -> PQGenConn[Any]:
             # Since connect_timeout is 2 s at the least.
-            deadline = time.monotonic() + silence.seconds
+            deadline = time.monotonic() + silence.connect_seconds
             connecting = super()._connect_gen(conninfo)
             wanted = next(connecting)
             while True:
