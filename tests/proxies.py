@@ -68,14 +68,14 @@ class Proxy:
         self.cut_all()
 
     def _serve(self, client: socket.socket) -> None:
-        if self._refusing:
-            _cut(client)
-            return
-        try:
-            server = self._connect()
-        except OSError:
-            _cut(client)
-            return
+        with client, contextlib.suppress(OSError):
+            if self._refusing:
+                _cut(client)
+                return
+            with self._connect() as server:
+                self._pass_between(client, server)
+
+    def _pass_between(self, client: socket.socket, server: socket.socket) -> None:
         link = (client, server)
         self._links.add(link)
         up, down = self.hooks()
@@ -84,8 +84,6 @@ class Proxy:
         self._pump(client, server, up)
         back.join()
         self._links.discard(link)
-        for end in link:
-            end.close()
 
     def _pump(self, source: socket.socket, target: socket.socket, hook: Passing) -> None:
         with contextlib.suppress(OSError):
@@ -136,7 +134,7 @@ class PostgresProxy(Proxy):
         directory = unquote(parse_qs(self._url.query)["host"][0])
         super().__init__(to_unix_socket(f"{directory}/.s.PGSQL.5432"))
         self._exchanges = 0
-        self._commits = 0
+        self._written: bytes | None = None
         self._when: When = "after"
 
     @property
@@ -152,20 +150,20 @@ class PostgresProxy(Proxy):
     def has_cut(self) -> bool:
         return self._exchanges == 0
 
-    def fall_silent_at(self, commit: int) -> None:
-        """Let nobody hear the answer to the n-th commit from now on, nor anything after that."""
-        self._commits = commit
+    def fall_silent_at_commit_of(self, table: str) -> None:
+        """Let nobody hear the answer to the commit of the next new row of a table, nor anything after that."""
+        self._written = f"INSERT INTO {table} ".encode()
 
     def hooks(self) -> tuple[Passing, Passing]:
         held = bytearray()
         is_new = True
-        commits = threading.Event()
+        writes, commits = threading.Event(), threading.Event()
 
         def up(data: bytes) -> bytes | None:
-            if self._commits and _COMMIT in data:
-                self._commits -= 1
-                if self._commits == 0:
-                    commits.set()
+            if self._written and self._written in data:
+                writes.set()
+            if writes.is_set() and _COMMIT in data:
+                commits.set()
             if self._when == "before" and self._exchanges == 1:
                 self._exchanges = 0
                 return None
@@ -178,7 +176,9 @@ class PostgresProxy(Proxy):
             answer = bytes(held[:end])
             del held[:end]
             if answer and commits.is_set():
+                writes.clear()
                 commits.clear()
+                self._written = None
                 self.fall_silent()
             elif answer and is_new:  # the greeting
                 is_new = False

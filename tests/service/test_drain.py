@@ -4,7 +4,6 @@ import contextlib
 import signal
 from typing import Any
 
-import httpx2
 import pytest
 from sqlalchemy import text
 
@@ -13,7 +12,8 @@ from storage.artifacts import ArtifactStore
 from tests.installation import PAIRS, Installation, running_installation
 from tests.processes import until
 from tests.service.api_process import ApiProcess, api_process
-from tests.service.edge_server import connect, read_answer
+from tests.service.asking import port_of, send
+from tests.service.edge_server import Answer, connect, read_answer
 from tests.service.event_reader import reading
 from tests.service.forms import form, stored
 
@@ -29,7 +29,7 @@ def _half_sent(api: Installation, **headers: str) -> Any:
         f"POST /v1/files HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {api.key}\r\n{more}"
         f"Content-Type: multipart/form-data; boundary=b\r\nContent-Length: {len(FORM)}\r\n\r\n"
     )
-    with contextlib.closing(connect(int(api.url.rpartition(":")[2]))) as connection:
+    with contextlib.closing(connect(port_of(api))) as connection:
         connection.settimeout(60)
         connection.sendall(head.encode() + FORM[:HALF])
         # Being written: before, nobody would miss it.
@@ -37,9 +37,8 @@ def _half_sent(api: Installation, **headers: str) -> Any:
         yield connection
 
 
-def _upload(api: Installation, **headers: str) -> httpx2.Response:
-    kind = {"Content-Type": "multipart/form-data; boundary=b"}
-    return api.request("POST", "/v1/files", content=FORM, headers={**kind, **headers})
+def _upload(api: Installation, **headers: str) -> Answer:
+    return send(api, "POST", "/v1/files", FORM, **{"Content-Type": "multipart/form-data; boundary=b"}, **headers)
 
 
 def _job(api: Installation) -> str:
@@ -56,21 +55,21 @@ def test_readyz_says_no_first_and_then_work_is_refused(
 ) -> None:
     changes = {"unready_seconds": unready_seconds, "role": "api"}
     with running_installation(settings.model_copy(update=changes)) as api:
-        assert api.request("GET", "/v1/files").status_code == 200
+        assert send(api, "GET", "/v1/files").status == 200
         api.service.drain.begin()
-        readiness = api.request("GET", "/readyz")
-        assert (readiness.status_code, readiness.json()["status"]) == (503, "stopping")
-        assert api.request("GET", "/healthz").status_code == 200
+        readiness = send(api, "GET", "/readyz")
+        assert (readiness.status, readiness.json["status"]) == (503, "stopping")
+        assert send(api, "GET", "/healthz").status == 200
         for method, path in (("GET", "/v1/files"), ("POST", "/v1/fine_tuning/jobs"), ("GET", "/v1/models")):
-            answer = api.request(method, path)
+            answer = send(api, method, path)
             if status == 503:
-                assert (answer.status_code, answer.json()["error"]["code"]) == (503, "service_unavailable")
+                assert (answer.status, answer.code) == (503, "service_unavailable")
                 assert float(answer.headers["retry-after"]) > 0
                 assert answer.headers["x-should-retry"] == "true"
                 assert answer.headers["connection"] == "close"
                 assert answer.headers["x-request-id"]
             else:
-                assert answer.status_code != 503
+                assert answer.status != 503
 
 
 def test_a_process_that_is_asked_to_stop_ends_what_it_holds(settings: ServiceSettings) -> None:
@@ -87,9 +86,9 @@ def test_a_process_that_is_asked_to_stop_ends_what_it_holds(settings: ServiceSet
             assert stream.has_ended
             assert last.name != "done"
             assert stream.comments[-1].endswith(f"Last-Event-ID: {last.id}")
-        assert running.api.request("GET", "/readyz").json()["status"] == "stopping"
-        refused = running.api.request("GET", f"/v1/fine_tuning/jobs/{job_id}")
-        assert (refused.status_code, refused.headers["x-should-retry"]) == (503, "true")
+        assert send(running.api, "GET", "/readyz").json["status"] == "stopping"
+        refused = send(running.api, "GET", f"/v1/fine_tuning/jobs/{job_id}")
+        assert (refused.status, refused.headers["x-should-retry"]) == (503, "true")
         upload.sendall(FORM[HALF:])
         assert read_answer(upload).status == 200
         assert running.process.wait(timeout=60) == 0
@@ -114,29 +113,29 @@ def test_an_upload_whose_process_is_killed_leaves_nothing_and_is_sent_again_unde
 ) -> None:
     key = {"Idempotency-Key": "key"}
     with api_process(settings) as running, _half_sent(running.api, **key) as upload:
-        assert _upload(running.api, **key).json()["error"]["code"] == "idempotency_key_in_use"
+        assert _upload(running.api, **key).code == "idempotency_key_in_use"
         running.process.kill()
         with contextlib.suppress(ConnectionResetError):
             assert upload.recv(1) == b""
     with api_process(settings) as running:
         api = running.api
-        assert api.request("GET", "/v1/files").json()["data"] == []
+        assert send(api, "GET", "/v1/files").json["data"] == []
         first = until(lambda: _done(_upload(api, **key)))
         again = _upload(api, **key)
-        assert (again.content, again.headers["idempotency-replayed"]) == (first.content, "true")
-        assert [file["id"] for file in api.request("GET", "/v1/files").json()["data"]] == [first.json()["id"]]
+        assert (again.body, again.headers["idempotency-replayed"]) == (first.body, "true")
+        assert [file["id"] for file in send(api, "GET", "/v1/files").json["data"]] == [first.json["id"]]
         # What the killed one left is found where the swept things are.
         assert len(stored(api, "unfinished")) == 1
         assert ArtifactStore(settings.artifacts_dir).sweep_unfinished(older_than_seconds=-1) == 1
-        assert stored(api) == [first.json()["id"]]
+        assert stored(api) == [first.json["id"]]
 
 
-def _done(answer: httpx2.Response) -> httpx2.Response | None:
+def _done(answer: Answer) -> Answer | None:
     """The answer, unless its key is still held by the connection of the process that was killed."""
-    if answer.status_code == 409:
-        assert answer.json()["error"]["code"] == "idempotency_key_in_use"
+    if answer.status == 409:
+        assert answer.code == "idempotency_key_in_use"
         return None
-    assert answer.status_code == 200
+    assert answer.status == 200
     return answer
 
 
@@ -162,7 +161,7 @@ def _settled_bytes(running: ApiProcess) -> int:
     """What the process takes once it takes no more. Meanwhile it serves others."""
     looks: list[int] = []
     while len(looks) < 20 or len(set(looks[-20:])) > 1:
-        assert running.api.request("GET", "/v1/files").status_code == 200
+        assert send(running.api, "GET", "/v1/files").status == 200
         looks.append(running.resident_bytes)
     return looks[-1]
 

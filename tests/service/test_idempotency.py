@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-import httpx2
 import pytest
 from openai import OpenAI
 from pydantic import SecretStr
@@ -19,7 +18,8 @@ from service.settings import ServiceSettings
 from tests.installation import PAIRS, TINY, Installation, running_installation
 from tests.processes import until
 from tests.proxies import AnswerLosingProxy, PostgresProxy, When, running
-from tests.service.edge_server import connect, read_answer
+from tests.service.asking import port_of, send
+from tests.service.edge_server import Answer, connect, read_answer
 from tests.service.forms import form, stored
 
 CONTENT = "\n".join(map(json.dumps, PAIRS)).encode()
@@ -28,28 +28,23 @@ FORM_TYPE = {"Content-Type": "multipart/form-data; boundary=b"}
 JOBS, FILES, UPLOADS = "/v1/fine_tuning/jobs", "/v1/files", "/v1/uploads"
 REPLAYED = "idempotency-replayed"
 
-Send = Callable[[str], httpx2.Response]
+Send = Callable[[str], Answer]
 
 
 def _key() -> str:
     return secrets.token_hex(8)
 
 
-def _port(installation: Installation) -> int:
-    return int(installation.url.rpartition(":")[2])
+def _post_form(api: Installation, path: str, content: bytes, **headers: str) -> Answer:
+    return send(api, "POST", path, content, **FORM_TYPE, **headers)
 
 
-def _post_form(installation: Installation, path: str, content: bytes, **headers: str) -> httpx2.Response:
-    return installation.request("POST", path, content=content, headers={**FORM_TYPE, **headers})
-
-
-def _post_job(installation: Installation, file_id: str, *, suffix: str = "a", **headers: str) -> httpx2.Response:
-    body = {"model": TINY, "training_file": file_id, "suffix": suffix}
-    return installation.request("POST", JOBS, json=body, headers=headers)
+def _post_job(api: Installation, file_id: str, *, suffix: str = "a", **headers: str | bytes) -> Answer:
+    return send(api, "POST", JOBS, {"model": TINY, "training_file": file_id, "suffix": suffix}, **headers)
 
 
 def _ids(installation: Installation, path: str) -> list[str]:
-    listed = installation.request("GET", f"{path}?limit=100").json()
+    listed = send(installation, "GET", f"{path}?limit=100").json
     assert not listed["has_more"]
     return [each["id"] for each in listed["data"]]
 
@@ -67,7 +62,7 @@ def _creation(installation: Installation, pairs_file: str, what: str) -> tuple[S
     """How to ask for something under a key, and for something else of its kind."""
 
     def post(path: str, body: Any) -> Send:
-        return lambda key: installation.request("POST", path, json=body, headers={"Idempotency-Key": key})
+        return lambda key: send(installation, "POST", path, body, **{"Idempotency-Key": key})
 
     def post_form(path: str, content: bytes) -> Send:
         return lambda key: _post_form(installation, path, content, **{"Idempotency-Key": key})
@@ -98,74 +93,69 @@ def _completion(installation: Installation, post: Callable[[str, Any], Send], co
 def test_a_key_gets_its_first_answer_again_and_no_other_requests(
     shared: Installation, pairs_file: str, what: str
 ) -> None:
-    send, send_other = _creation(shared, pairs_file, what)
+    ask, ask_other = _creation(shared, pairs_file, what)
     key = _key()
-    first = send(key)
-    assert (first.status_code, first.headers.get(REPLAYED)) == (200, None)
+    first = ask(key)
+    assert (first.status, first.headers.get(REPLAYED)) == (200, None)
     before = stored(shared), _ids(shared, FILES), _ids(shared, JOBS)
 
-    again = send(key)
+    again = ask(key)
 
-    assert (again.status_code, again.content, again.headers.get(REPLAYED)) == (200, first.content, "true")
-    refused = send_other(key)
-    assert (refused.status_code, refused.json()["error"]["code"]) == (422, "idempotency_key_reused")
+    assert (again.status, again.body, again.headers.get(REPLAYED)) == (200, first.body, "true")
+    refused = ask_other(key)
+    assert (refused.status, refused.code) == (422, "idempotency_key_reused")
     assert (stored(shared), _ids(shared, FILES), _ids(shared, JOBS)) == before
-    other = send_other(_key())
-    assert (other.status_code, other.headers.get(REPLAYED)) == (200, None)
-    assert other.json()["id"] != first.json()["id"]
+    other = ask_other(_key())
+    assert (other.status, other.headers.get(REPLAYED)) == (200, None)
+    assert other.json["id"] != first.json["id"]
 
 
 def test_a_body_that_says_the_same_in_another_way_is_the_same(shared: Installation, pairs_file: str) -> None:
     key = {"Idempotency-Key": _key(), "Content-Type": "application/json"}
     bodies = [f'{{"model": "{TINY}", "training_file": "{pairs_file}"}}',
               f'{{"training_file":"{pairs_file}","model":"{TINY}"}}']  # fmt: skip
-    answers = [shared.request("POST", JOBS, content=body, headers=key).json()["id"] for body in bodies]
-    assert len(set(answers)) == 1
-    boundary = {"Content-Type": "multipart/form-data; boundary=another"}
-    forms = [FORM, FORM.replace(b"--b", b"--another")]
-    sent = [
-        shared.request(
-            "POST", FILES, content=content, headers={"Idempotency-Key": key["Idempotency-Key"] + "f", **kind}
-        )
-        for content, kind in zip(forms, (FORM_TYPE, boundary), strict=True)
-    ]
-    assert len({answer.json()["id"] for answer in sent}) == 1
+    first, second = (send(shared, "POST", JOBS, body.encode(), **key) for body in bodies)
+    assert (second.body, second.headers[REPLAYED]) == (first.body, "true")
+
+    name = {"Idempotency-Key": _key()}
+    kind = {"Content-Type": "multipart/form-data; boundary=another"}
+    first = _post_form(shared, FILES, FORM, **name)
+    second = send(shared, "POST", FILES, FORM.replace(b"--b", b"--another"), **name, **kind)
+    assert (second.body, second.headers[REPLAYED]) == (first.body, "true")
 
 
 def test_a_key_of_another_team_is_another_key(shared: Installation) -> None:
     key = {"Idempotency-Key": _key()}
     ours, theirs = (_post_form(each, FILES, FORM, **key) for each in (shared, shared.as_second_team()))
-    assert (theirs.status_code, theirs.headers.get(REPLAYED)) == (200, None)
-    assert theirs.json()["id"] != ours.json()["id"]
+    assert (theirs.status, theirs.headers.get(REPLAYED)) == (200, None)
+    assert theirs.json["id"] != ours.json["id"]
 
 
 @pytest.mark.parametrize("key", ["k" * 256, "a b", "", "a\tb", b"\xc3\xa4", b"\x80"])
 def test_an_odd_key_is_refused(shared: Installation, pairs_file: str, key: str | bytes) -> None:
     before = _ids(shared, JOBS)
     refused = _post_job(shared, pairs_file, **{"Idempotency-Key": key})
-    error = refused.json()["error"]
-    assert (refused.status_code, error["param"]) == (400, "idempotency-key")
-    assert error["code"] in ("invalid_value", "invalid_character", "out_of_range")
+    assert (refused.status, refused.param) == (400, "idempotency-key")
+    assert refused.code in ("invalid_value", "invalid_character", "out_of_range")
     assert _ids(shared, JOBS) == before
 
 
 def test_a_key_of_the_greatest_length_is_taken_and_two_keys_are_not(shared: Installation, pairs_file: str) -> None:
-    assert _post_job(shared, pairs_file, **{"Idempotency-Key": _key().ljust(255, "k")}).status_code == 200
-    headers = [("Authorization", f"Bearer {shared.key}"), ("Idempotency-Key", _key()), ("Idempotency-Key", _key())]
-    body = {"model": TINY, "training_file": pairs_file}
-    refused = httpx2.request("POST", f"{shared.url}{JOBS}", headers=headers, json=body)
-    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "bad_request")
+    assert _post_job(shared, pairs_file, **{"Idempotency-Key": _key().ljust(255, "k")}).status == 200
+    # The names of headers have no case.
+    refused = _post_job(shared, pairs_file, **{"Idempotency-Key": _key(), "idempotency-key": _key()})
+    assert (refused.status, refused.code) == (400, "bad_request")
 
 
 def test_what_was_refused_may_be_asked_again(shared: Installation, pairs_file: str) -> None:
     key = {"Idempotency-Key": _key()}
-    assert _post_job(shared, "file-0", **key).status_code == 404
-    assert _post_job(shared, pairs_file, **key).status_code == 200
+    assert _post_job(shared, "file-0", **key).status == 404
+    assert _post_job(shared, pairs_file, **key).status == 200
 
 
 def test_of_jobs_asked_for_twice_at_once_there_is_one(shared: Installation, pairs_file: str) -> None:
     key = {"Idempotency-Key": _key()}
-    answers: list[httpx2.Response] = []
+    answers: list[Answer] = []
     first = threading.Thread(target=lambda: answers.append(_post_job(shared, pairs_file, **key)))
     with shared.database.engine.connect() as holder:
         # Whoever creates a job looks at its files first.
@@ -174,11 +164,11 @@ def test_of_jobs_asked_for_twice_at_once_there_is_one(shared: Installation, pair
         until(lambda: _waits_for_lock(shared))
         refused = _post_job(shared, pairs_file, **key)
     first.join()
-    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "idempotency_key_in_use")
+    assert (refused.status, refused.code) == (409, "idempotency_key_in_use")
     assert float(refused.headers["retry-after"]) > 0
     assert "x-should-retry" not in refused.headers
-    assert answers[0].status_code == 200
-    assert _post_job(shared, pairs_file, **key).content == answers[0].content
+    assert answers[0].status == 200
+    assert _post_job(shared, pairs_file, **key).body == answers[0].body
 
 
 def _waits_for_lock(installation: Installation) -> bool:
@@ -196,7 +186,7 @@ def _half_sent(installation: Installation, key: str) -> Iterator[Any]:
         f"POST {FILES} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {installation.key}\r\nIdempotency-Key: {key}\r\n"
         f"Content-Type: {FORM_TYPE['Content-Type']}\r\nContent-Length: {len(FORM)}\r\n\r\n"
     )
-    with contextlib.closing(connect(_port(installation))) as connection:
+    with contextlib.closing(connect(port_of(installation))) as connection:
         connection.sendall(head.encode() + FORM[: len(FORM) // 2])
         yield connection
 
@@ -210,14 +200,14 @@ def test_an_upload_sent_twice_at_once_is_refused_while_the_first_is_coming(share
         first = read_answer(connection)
     assert first.status == 200
     again = _post_form(shared, FILES, FORM, **{"Idempotency-Key": key})
-    assert (again.content, again.headers[REPLAYED]) == (first.body, "true")
+    assert (again.body, again.headers[REPLAYED]) == (first.body, "true")
 
 
-def _refused_in_use(installation: Installation, key: str) -> httpx2.Response | None:
+def _refused_in_use(installation: Installation, key: str) -> Answer | None:
     """The refusal of a request whose key is in use. It asks for nothing that could be done."""
     form_without_file = form(('name="purpose"', b"fine-tune"))
     answer = _post_form(installation, FILES, form_without_file, **{"Idempotency-Key": key})
-    return answer if answer.json()["error"]["code"] == "idempotency_key_in_use" else None
+    return answer if answer.code == "idempotency_key_in_use" else None
 
 
 def test_a_client_that_leaves_in_the_middle_of_an_upload_frees_its_key(shared: Installation) -> None:
@@ -225,7 +215,7 @@ def test_a_client_that_leaves_in_the_middle_of_an_upload_frees_its_key(shared: I
     with _half_sent(shared, key):
         until(lambda: _refused_in_use(shared, key))
     until(lambda: not _refused_in_use(shared, key))
-    assert _post_form(shared, FILES, FORM, **{"Idempotency-Key": key}).status_code == 200
+    assert _post_form(shared, FILES, FORM, **{"Idempotency-Key": key}).status == 200
 
 
 def test_where_many_uploads_hold_their_keys_more_are_taken_and_still_are_one(shared: Installation) -> None:
@@ -239,7 +229,7 @@ def test_where_many_uploads_hold_their_keys_more_are_taken_and_still_are_one(sha
     assert {answer.status for answer in answers} == {200}
     until(lambda: shared.service.claims.borrowed_tokens == 0)
     for key, answer in zip(keys, answers, strict=True):
-        assert _post_form(shared, FILES, FORM, **{"Idempotency-Key": key}).content == answer.body
+        assert _post_form(shared, FILES, FORM, **{"Idempotency-Key": key}).body == answer.body
 
 
 # OpenAI's client, which sends no key
@@ -248,7 +238,7 @@ def test_where_many_uploads_hold_their_keys_more_are_taken_and_still_are_one(sha
 @contextlib.contextmanager
 def _lossy(installation: Installation, request: bytes, losses: int) -> Iterator[tuple[OpenAI, AnswerLosingProxy]]:
     """The client, as it is when nobody sets it up, behind a network that loses answers."""
-    proxy = AnswerLosingProxy(_port(installation), request, losses)
+    proxy = AnswerLosingProxy(port_of(installation), request, losses)
     with running(proxy), OpenAI(base_url=f"http://127.0.0.1:{proxy.port}/v1", api_key=installation.key) as client:
         yield client, proxy
 
@@ -298,13 +288,13 @@ def _behind_proxy(settings: ServiceSettings) -> Iterator[tuple[Installation, Pos
         yield api, postgres
 
 
-def _until_done(send: Callable[..., httpx2.Response], by: str, key: str) -> httpx2.Response:
+def _until_done(ask: Callable[..., Answer], by: str, key: str) -> Answer:
     """Send again what got no answer but 503, as a patient client does."""
     for retry in range(5):
-        answer = send(**({"Idempotency-Key": key} if by == "key" else {"x-stainless-retry-count": str(retry)}))
-        if answer.status_code == 200:
+        answer = ask(**({"Idempotency-Key": key} if by == "key" else {"x-stainless-retry-count": str(retry)}))
+        if answer.status == 200:
             return answer
-        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "service_unavailable")
+        assert (answer.status, answer.code) == (503, "service_unavailable")
         assert answer.headers["retry-after"]
     pytest.fail("it was never done")
 
@@ -321,8 +311,8 @@ def test_one_job_is_made_wherever_the_database_goes_away(settings: ServiceSettin
             answer = _until_done(partial(_post_job, api, file_id, suffix=key), by, key)
             if not postgres.has_cut:
                 break
-            jobs = [job["id"] for job in api.request("GET", JOBS).json()["data"] if job["suffix"] == key]
-            assert jobs == [answer.json()["id"]], exchange
+            jobs = [job["id"] for job in send(api, "GET", JOBS).json["data"] if job["suffix"] == key]
+            assert jobs == [answer.json["id"]], exchange
         assert exchange > 10
 
 
@@ -336,8 +326,8 @@ def test_one_file_is_made_wherever_the_database_goes_away(settings: ServiceSetti
             answer = _until_done(partial(_post_form, api, FILES, content), by, key)
             if not postgres.has_cut:
                 break
-            files = [file["id"] for file in api.request("GET", f"{FILES}?limit=5").json()["data"]
+            files = [file["id"] for file in send(api, "GET", f"{FILES}?limit=5").json["data"]
                      if file["filename"] == f"{key}.jsonl"]  # fmt: skip
-            assert files == [answer.json()["id"]], exchange
+            assert files == [answer.json["id"]], exchange
             assert files[0] in stored(api, "files")
         assert exchange > 5

@@ -7,9 +7,9 @@ import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from urllib.parse import urlsplit
 
-import httpx2
+import psycopg
 import pytest
 from pydantic import SecretStr
 from redis import Redis
@@ -23,27 +23,19 @@ from storage.embedded import start_postgres
 from tests.installation import PAIRS, TINY, Installation, running_installation
 from tests.processes import descendants, until
 from tests.proxies import PostgresProxy, Proxy, ValkeyProxy, running
+from tests.service.asking import is_refused, send
+from tests.service.forms import form
 from workers.reconciler import Reconciler
 
-#: The API answers within 2 s. What a slow machine takes beside is on top.
-PATIENCE_SECONDS = 6.0
 JOBS = "/v1/fine_tuning/jobs"
-
-
-def _ask(api: Installation, method: str, path: str, **arguments: Any) -> httpx2.Response:
-    """A request that fails the test unless it is answered in time."""
-    headers = {"Authorization": f"Bearer {api.key}", **arguments.pop("headers", {})}
-    return httpx2.request(method, f"{api.url}{path}", headers=headers, timeout=PATIENCE_SECONDS, **arguments)
-
-
-def _is_refused(answer: httpx2.Response) -> bool:
-    refused = (answer.status_code, answer.json()["error"]["code"]) == (503, "service_unavailable")
-    return refused and float(answer.headers["retry-after"]) > 0
+FORM = form(
+    ('name="purpose"', b"fine-tune"), ('name="file"; filename="rows.jsonl"', b'{"anchor": "a", "positive": "b"}')
+)
 
 
 def _operations(api: Installation) -> list[tuple[str, str]]:
     """Every route under /v1, with an id that is nobody's."""
-    paths = _ask(api, "GET", "/openapi.json").json()["paths"]
+    paths = send(api, "GET", "/openapi.json").json["paths"]
     return [
         (method.upper(), re.sub(r"{(\w+)}", r"\1-0", path))
         for path, methods in paths.items()
@@ -90,32 +82,32 @@ def test_without_its_database_every_route_says_so_in_time_and_recovers(
 ) -> None:
     operations = _operations(api)
     assert len(operations) > 15
-    assert _ask(api, "GET", "/v1/files").status_code == 200
+    assert send(api, "GET", "/v1/files").status == 200
     AWAY[away](postgres)
     with ThreadPoolExecutor(len(operations)) as clients:
-        answers = clients.map(lambda operation: _ask(api, *operation), operations)
-        wrong = [operation for operation, answer in zip(operations, answers, strict=True) if not _is_refused(answer)]
+        answers = clients.map(lambda operation: send(api, *operation), operations)
+        wrong = [operation for operation, answer in zip(operations, answers, strict=True) if not is_refused(answer)]
     assert wrong == []
-    assert _ask(api, "GET", "/healthz").status_code == 200
-    readiness = _ask(api, "GET", "/readyz")
-    assert (readiness.status_code, readiness.json()["database"], readiness.json()["queue"]) == (503, "failing", "ok")
+    assert send(api, "GET", "/healthz").status == 200
+    readiness = send(api, "GET", "/readyz")
+    assert (readiness.status, readiness.json["database"], readiness.json["queue"]) == (503, "failing", "ok")
     assert readiness.headers["retry-after"]
 
     postgres.recover()
 
-    until(lambda: _ask(api, "GET", "/v1/files").status_code == 200)
-    assert _ask(api, "GET", "/readyz").status_code == 200
+    until(lambda: send(api, "GET", "/v1/files").status == 200)
+    assert send(api, "GET", "/readyz").status == 200
     assert api.upload(PAIRS, validated=False)
 
 
 def test_more_requests_than_there_are_threads_are_all_answered_in_time(api: Installation, postgres: Proxy) -> None:
-    assert _ask(api, "GET", "/v1/files").status_code == 200
+    assert send(api, "GET", "/v1/files").status == 200
     postgres.fall_silent()
-    with ThreadPoolExecutor(120) as clients:
-        answers = list(clients.map(lambda _: _ask(api, "GET", "/v1/files"), range(120)))
-    assert all(map(_is_refused, answers))
+    with ThreadPoolExecutor(80) as clients:
+        answers = list(clients.map(lambda _: send(api, "GET", "/v1/files"), range(80)))
+    assert all(map(is_refused, answers))
     postgres.recover()
-    until(lambda: _ask(api, "GET", "/v1/files").status_code == 200)
+    until(lambda: send(api, "GET", "/v1/files").status == 200)
 
 
 def test_a_commit_that_is_never_answered_is_told_in_time_and_its_work_found_again(
@@ -123,15 +115,15 @@ def test_a_commit_that_is_never_answered_is_told_in_time_and_its_work_found_agai
 ) -> None:
     body = {"model": TINY, "training_file": api.upload(PAIRS, validated=False)}
     key = {"Idempotency-Key": "key"}
-    postgres.fall_silent_at(commit=2)  # The first is that of looking the API key up.
-    assert _is_refused(_ask(api, "POST", JOBS, json=body, headers=key))
+    postgres.fall_silent_at_commit_of("kept_answers")
+    assert is_refused(send(api, "POST", JOBS, body, **key))
 
     postgres.recover()
 
-    until(lambda: _ask(api, "GET", "/v1/files").status_code == 200)
-    again = _ask(api, "POST", JOBS, json=body, headers=key)
-    assert (again.status_code, again.headers.get("idempotency-replayed")) == (200, "true")
-    assert [job["id"] for job in _ask(api, "GET", JOBS).json()["data"]] == [again.json()["id"]]
+    until(lambda: send(api, "GET", "/v1/files").status == 200)
+    again = send(api, "POST", JOBS, body, **key)
+    assert (again.status, again.headers.get("idempotency-replayed")) == (200, "true")
+    assert [job["id"] for job in send(api, "GET", JOBS).json["data"]] == [again.json["id"]]
 
 
 @pytest.fixture
@@ -146,12 +138,13 @@ def test_a_row_that_somebody_keeps_is_waited_for_in_vain_but_not_for_long(api: I
     job = api.openai.fine_tuning.jobs.create(model=TINY, training_file=api.upload(PAIRS, validated=False))
     with owner.engine.connect() as holder:
         holder.execute(text("SELECT 1 FROM jobs FOR UPDATE"))
-        for action in ("cancel", "pause", "resume"):
-            assert _is_refused(_ask(api, "POST", f"{JOBS}/{job.id}/{action}"))
+        actions = [f"{JOBS}/{job.id}/{action}" for action in ("cancel", "pause", "resume")]
+        with ThreadPoolExecutor(len(actions)) as clients:
+            assert all(map(is_refused, clients.map(lambda action: send(api, "POST", action), actions)))
         # Nobody else is disturbed, nor is reading.
-        assert _ask(api, "GET", f"{JOBS}/{job.id}").status_code == 200
-        assert _ask(api, "GET", "/readyz").status_code == 200
-    assert _ask(api, "POST", f"{JOBS}/{job.id}/cancel").json()["status"] == "cancelled"
+        assert send(api, "GET", f"{JOBS}/{job.id}").status == 200
+        assert send(api, "GET", "/readyz").status == 200
+    assert send(api, "POST", f"{JOBS}/{job.id}/cancel").json["status"] == "cancelled"
 
 
 def test_a_table_that_somebody_keeps_leaves_the_other_routes(api: Installation, owner: Database) -> None:
@@ -162,37 +155,36 @@ def test_a_table_that_somebody_keeps_leaves_the_other_routes(api: Installation, 
         asked = [("GET", JOBS), ("GET", f"{JOBS}/{job.id}"), ("GET", f"{JOBS}/{job.id}/events"),
                  ("POST", f"{JOBS}/{job.id}/cancel"), ("GET", f"{JOBS}/{job.id}/metrics"),
                  ("DELETE", f"/v1/files/{file_id}"), ("POST", JOBS)]  # fmt: skip
-        body = {"json": {"model": TINY, "training_file": file_id}}
+        body = {"model": TINY, "training_file": file_id}
         with ThreadPoolExecutor(len(asked)) as clients:
-            answers = clients.map(lambda it: _ask(api, *it, **(body if it == ("POST", JOBS) else {})), asked)
-            assert [it for it, answer in zip(asked, answers, strict=True) if not _is_refused(answer)] == []
-        assert _ask(api, "GET", f"/v1/files/{file_id}").status_code == 200
-    assert _ask(api, "GET", f"{JOBS}/{job.id}").status_code == 200
+            answers = clients.map(lambda it: send(api, *it, body if it == ("POST", JOBS) else None), asked)
+            assert [it for it, answer in zip(asked, answers, strict=True) if not is_refused(answer)] == []
+        assert send(api, "GET", f"/v1/files/{file_id}").status == 200
+    assert send(api, "GET", f"{JOBS}/{job.id}").status == 200
 
 
 def test_without_a_connection_to_spare_requests_are_refused_in_time(api: Installation) -> None:
     with contextlib.ExitStack() as taken:
         for _ in range(40):
             taken.enter_context(api.service.database.engine.connect())
-        assert _is_refused(_ask(api, "GET", "/v1/files"))
-        assert _ask(api, "GET", "/readyz").json()["database"] == "failing"
-    assert _ask(api, "GET", "/v1/files").status_code == 200
+        assert is_refused(send(api, "GET", "/v1/files"))
+        assert send(api, "GET", "/readyz").json["database"] == "failing"
+    assert send(api, "GET", "/v1/files").status == 200
 
 
-def test_a_server_that_takes_no_more_connections_is_away(api: Installation, owner: Database) -> None:
-    """One that is full, or as here lets only its superuser in, says so."""
-    name = owner.engine.url.database
-    with owner.connect_alone() as administrator:
-        administrator.execute(text(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false'))
+def test_a_server_that_takes_no_connection_is_away(
+    api: Installation, settings: ServiceSettings, servers: tuple[str, str]
+) -> None:
+    name = urlsplit(settings.required_database_url).path.removeprefix("/")
+    with psycopg.connect(servers[0], autocommit=True) as administrator:
+        administrator.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
+        # 10 s: until they are gone, not just told.
         administrator.execute(
-            text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                 "WHERE datname = current_database() AND pid != pg_backend_pid()")
-        )  # fmt: skip
-        try:
-            assert _is_refused(_ask(api, "GET", "/v1/files"))
-        finally:
-            administrator.execute(text(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true'))
-    until(lambda: _ask(api, "GET", "/v1/files").status_code == 200)
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = %s", [name]
+        )
+        assert is_refused(send(api, "GET", "/v1/files"))
+        administrator.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+    until(lambda: send(api, "GET", "/v1/files").status == 200)
 
 
 def test_a_transaction_of_a_frozen_process_lets_its_rows_go(settings: ServiceSettings) -> None:
@@ -214,13 +206,13 @@ def test_a_server_that_is_stopped_in_its_tracks_and_goes_on(settings: ServiceSet
         migrated.dispose()
         changes = {"database_url": SecretStr(server.url), "database_seconds": 2.0, "role": "api"}
         with running_installation(settings.model_copy(update=changes)) as api:
-            assert _ask(api, "GET", "/v1/files").status_code == 200
+            assert send(api, "GET", "/v1/files").status == 200
             with _stopped(server.process.pid):
-                assert _is_refused(_ask(api, "GET", "/v1/files"))
-                assert _is_refused(_ask(api, "GET", JOBS))
-                assert _ask(api, "GET", "/healthz").status_code == 200
-                assert _ask(api, "GET", "/readyz").json()["database"] == "failing"
-            until(lambda: _ask(api, "GET", "/v1/files").status_code == 200)
+                assert is_refused(send(api, "GET", "/v1/files"))
+                assert is_refused(send(api, "GET", JOBS))
+                assert send(api, "GET", "/healthz").status == 200
+                assert send(api, "GET", "/readyz").json["database"] == "failing"
+            until(lambda: send(api, "GET", "/v1/files").status == 200)
     finally:
         server.stop()
 
@@ -246,20 +238,20 @@ def test_without_its_queue_all_goes_on_in_time_and_what_waited_is_queued(
     api: Installation, valkey: Proxy, away: str
 ) -> None:
     AWAY[away](valkey)
-    form = {"files": {"file": ("rows.jsonl", b'{"anchor": "a", "positive": "b"}')}, "data": {"purpose": "fine-tune"}}
-    file_id = _ask(api, "POST", "/v1/files", **form).json()["id"]
-    job = _ask(api, "POST", JOBS, json={"model": TINY, "training_file": file_id}).json()
+    kind = {"Content-Type": "multipart/form-data; boundary=b"}
+    file_id = send(api, "POST", "/v1/files", FORM, **kind).json["id"]
+    job = send(api, "POST", JOBS, {"model": TINY, "training_file": file_id}).json
     assert job["status"] == "validating_files"
     for path in ("/v1/files", f"{JOBS}/{job['id']}", f"{JOBS}/{job['id']}/events"):
-        assert _ask(api, "GET", path).status_code == 200
+        assert send(api, "GET", path).status == 200
     for action in ("pause", "resume"):
-        assert _ask(api, "POST", f"{JOBS}/{job['id']}/{action}").status_code == 200
-    readiness = _ask(api, "GET", "/readyz")
-    assert (readiness.status_code, readiness.json()["database"], readiness.json()["queue"]) == (200, "ok", "failing")
+        assert send(api, "POST", f"{JOBS}/{job['id']}/{action}").status == 200
+    readiness = send(api, "GET", "/readyz")
+    assert (readiness.status, readiness.json["database"], readiness.json["queue"]) == (200, "ok", "failing")
 
     valkey.recover()
 
-    until(lambda: _ask(api, "GET", "/readyz").json()["queue"] == "ok")
+    until(lambda: send(api, "GET", "/readyz").json["queue"] == "ok")
     redis = api.service.redis
     Reconciler(api.database, redis, ArtifactStore(api.settings.artifacts_dir)).tick()
     assert _tasks(redis) >= {f"validate_file-{file_id}"}
