@@ -186,15 +186,19 @@ def _half_sent(installation: Installation, key: str) -> Iterator[Any]:
         f"POST {FILES} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {installation.key}\r\nIdempotency-Key: {key}\r\n"
         f"Content-Type: {FORM_TYPE['Content-Type']}\r\nContent-Length: {len(FORM)}\r\n\r\n"
     )
+    before = stored(installation, "unfinished")
     with contextlib.closing(connect(port_of(installation))) as connection:
         connection.sendall(head.encode() + FORM[: len(FORM) // 2])
+        # It has its key, if there was one to have: else whoever looks for it would be first.
+        until(lambda: len(stored(installation, "unfinished")) > len(before))
         yield connection
 
 
 def test_an_upload_sent_twice_at_once_is_refused_while_the_first_is_coming(shared: Installation) -> None:
     key = _key()
     with _half_sent(shared, key) as connection:
-        refused = until(lambda: _refused_in_use(shared, key))
+        refused = _refused_in_use(shared, key)
+        assert refused is not None
         assert float(refused.headers["retry-after"]) > 0
         connection.sendall(FORM[len(FORM) // 2 :])
         first = read_answer(connection)
@@ -213,7 +217,7 @@ def _refused_in_use(installation: Installation, key: str) -> Answer | None:
 def test_a_client_that_leaves_in_the_middle_of_an_upload_frees_its_key(shared: Installation) -> None:
     key = _key()
     with _half_sent(shared, key):
-        until(lambda: _refused_in_use(shared, key))
+        assert _refused_in_use(shared, key)
     until(lambda: not _refused_in_use(shared, key))
     assert _post_form(shared, FILES, FORM, **{"Idempotency-Key": key}).status == 200
 
@@ -222,7 +226,7 @@ def test_where_many_uploads_hold_their_keys_more_are_taken_and_still_are_one(sha
     with contextlib.ExitStack() as stack:
         keys = [_key() for _ in range(int(shared.service.claims.total_tokens) + 1)]
         connections = [stack.enter_context(_half_sent(shared, key)) for key in keys]
-        until(lambda: shared.service.claims.available_tokens == 0)
+        assert shared.service.claims.available_tokens == 0
         for connection in connections:
             connection.sendall(FORM[len(FORM) // 2 :])
         answers = [read_answer(connection) for connection in connections]
