@@ -68,6 +68,8 @@ ERROR_CODES: dict[str, ErrorKind] = {
     "checksum_mismatch": ErrorKind(400, _REQUEST, "The bytes received are not those of the checksum sent."),
     "upload_already_ended": ErrorKind(409, _REQUEST, "The upload is completed or cancelled; nothing can change it."),
     "upload_expired": ErrorKind(409, _REQUEST, "The upload was not completed in time, and its parts are gone."),
+    "idempotency_key_in_use": ErrorKind(409, _REQUEST, "A request with this Idempotency-Key is still being answered."),
+    "idempotency_key_reused": ErrorKind(422, _REQUEST, "The Idempotency-Key was sent before, with another request."),
     "job_already_ended": ErrorKind(409, _REQUEST, "The job has ended; nothing can be done to it any more."),
     # The service's own troubles
     "rate_limit_exceeded": ErrorKind(429, "rate_limit_error", "Too much at once; Retry-After says when."),

@@ -212,7 +212,7 @@ def main() -> None:
     """The entry point: whatever goes wrong for a known reason is one sentence, not a traceback."""
     try:
         app()
-    except NoServersError as error:
+    except (NoServersError, schema.SchemaBusyError) as error:
         _fail(str(error))
     except OperationalError as error:
         _fail(f"The database can't be reached: {str(error.orig).strip()}")

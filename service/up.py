@@ -244,13 +244,14 @@ def _children(settings: ServiceSettings, env: Mapping[str, str], workers: int) -
     }
     logs = settings.data_dir / "logs"
     logs.mkdir(exist_ok=True)
+    drain_seconds = settings.unready_seconds + settings.drain_seconds
     return [
         _Child(
             name,
             [sys.executable, "-m", *command],
             logs / f"{name}.log",
             env,
-            grace_seconds=settings.drain_seconds + 5 if name == "api" else _WORKER_GRACE_SECONDS,
+            grace_seconds=drain_seconds + 10 if name == "api" else _WORKER_GRACE_SECONDS,
         )
         for name, command in commands.items()
     ]

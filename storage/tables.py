@@ -285,3 +285,23 @@ class OutboxMessage(TeamOwned, Base):
     task: Mapped[str]
     arguments: Mapped[list[Any]]
     created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+
+
+class KeptAnswer(TeamOwned, Base):
+    """What a request got that created something, kept for whoever sends it again (`storage.idempotency`)."""
+
+    __tablename__ = "kept_answers"
+    __table_args__ = (
+        UniqueConstraint("team_id", "key"),
+        Index(None, "team_id", "fingerprint"),
+        Index(None, "created_at"),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    # What the client calls the request; None for a client that only counts how often it has sent it.
+    key: Mapped[str | None]
+    fingerprint: Mapped[str]
+    # The last of its attempts that got this answer; None with a key.
+    retry: Mapped[int | None]
+    body: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)

@@ -18,7 +18,7 @@ from redis import Redis, RedisError
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from storage import attempts, checkpoints, files, garbage, limits, ownership, queue, scheduling, uploads
+from storage import attempts, checkpoints, files, garbage, idempotency, limits, ownership, queue, scheduling, uploads
 from storage.artifacts import ArtifactStore
 from storage.database import Database
 from storage.leadership import Leadership
@@ -90,6 +90,8 @@ class Reconciler:
             return
         self._swept = time.monotonic()
         self._sweep_derived()
+        with self._database.session_across_teams() as session:
+            idempotency.sweep(session)
         if not self._owns_artifacts():
             log.error("artifacts_of_another_database", remedy="`likeness verify` says what to do; nothing is removed")
             return
