@@ -2,9 +2,9 @@
 
 import json
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from storage.processes import is_alive
@@ -42,9 +42,21 @@ class StorageSettings(BaseSettings):
         description="How large the tokenized datasets, which can be made again, may grow; the least recently used "
         "go first.",
     )
+    training_processes: int | Literal["auto"] = Field(
+        default="auto",
+        description="In how many processes a worker trains a job, each on a GPU of its own: a number, or auto for as "
+        "many as it sees GPUs, and one without any.",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", description="DEBUG, INFO, WARNING or ERROR: the least that is worth a line in the log."
     )
+
+    @field_validator("training_processes", mode="before")
+    @classmethod
+    def _is_auto_or_a_number(cls, value: Any) -> Any:
+        if value == "auto" or (str(value).isdecimal() and int(value) >= 1):
+            return value
+        raise ValueError("it must be auto, or a number from 1 on")
 
     @property
     def artifacts_dir(self) -> Path:

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from storage.settings import StorageSettings
 from workers import exit_codes
 from workers.lease import Lease, LeaseLostError
 from workers.patience import patiently
+from workers.training_command import training_command
 
 log = structlog.get_logger("likeness.tasks")
 
@@ -71,7 +71,7 @@ def _hearing_sigterm() -> Iterator[threading.Event]:
 def _start_training(job_id: str, attempt: int) -> subprocess.Popen[bytes]:
     # Same process group as this one: whoever kills the group kills the training too.
     return start_child(
-        [sys.executable, "-m", "workers.training.run", job_id, str(attempt)],
+        training_command(job_id, attempt, processes=StorageSettings().training_processes),
         on_parent_death=signal.SIGKILL,
         new_group=False,
         # Threads that spin while they wait are ruinous as soon as anybody else works on the same cores.
