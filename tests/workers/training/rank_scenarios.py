@@ -6,7 +6,6 @@ A scenario is a function of a folder with data and encoders, and of the ranks; o
 from __future__ import annotations
 
 import copy
-import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -225,11 +224,7 @@ SCENARIOS: dict[str, Callable[[Path, Ranks], dict[str, Any]]] = {
     "not finite": not_finite,
     "memory runs out for good": lambda folder, ranks: out_of_memory("memory runs out for good", folder, ranks),
     "memory runs out for one": lambda folder, ranks: out_of_memory("memory runs out for one", folder, ranks),
-    "ended by rank 0": ended_by_rank_0,
+    "ended": ended_by_rank_0,
     "dropout": with_dropout,
     "interrupted": interrupted,
 }
-
-
-def finite(values: list[float]) -> bool:
-    return all(map(math.isfinite, values))

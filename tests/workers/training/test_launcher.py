@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from storage.processes import start_child, stop_child
-from tests.processes import await_end, descendants, until
+from tests.processes import await_end, until
 from workers.training import launcher
 
 #: Every program begins so: `rank`, and a way to tell that it has begun.
@@ -59,26 +59,37 @@ else:
     assert told(tmp_path, 0) == [["1 of 3, 1", "2 of 3, 2"], str(max(1, len(os.sched_getaffinity(0)) // 3))]
 
 
+KILLED = "os.kill(os.getpid(), signal.SIGKILL)"
+
+
 @pytest.mark.parametrize(
-    ("program", "code"),
+    ("first", "second", "code"),
     [
-        pytest.param("sys.exit(75 if rank == 0 else 0)", 75, id="rank 0 says how"),
-        pytest.param("sys.exit(0) if rank == 0 else time.sleep(60)", 0, id="rank 0 doesn't wait"),
-        pytest.param(
-            "os.kill(os.getpid(), signal.SIGKILL) if rank == 0 else time.sleep(60)", -9, id="rank 0 is killed"
-        ),
-        pytest.param(
-            "time.sleep(60) if rank == 0 else os.kill(os.getpid(), signal.SIGKILL)", -9, id="another is killed"
-        ),
-        pytest.param("time.sleep(60) if rank == 0 else sys.exit(3)", 1, id="another fails"),
-        pytest.param("(time.sleep(0.5), sys.exit(74)) if rank == 0 else sys.exit(0)", 74, id="another may leave"),
+        pytest.param("sys.exit(75)", "time.sleep(60)", 75, id="rank 0 says how"),
+        pytest.param("sys.exit(0)", "time.sleep(60)", 0, id="rank 0 is done"),
+        pytest.param(KILLED, "time.sleep(60)", -signal.SIGKILL, id="rank 0 is killed"),
+        pytest.param("time.sleep(60)", KILLED, -signal.SIGKILL, id="another is killed"),
+        pytest.param("time.sleep(60)", "sys.exit(3)", 1, id="another fails"),
     ],
 )
-def test_it_ends_as_rank_0_does_or_as_the_first_that_fails(tmp_path: Path, program: str, code: int) -> None:
+def test_it_ends_as_rank_0_does_or_as_another_that_fails(tmp_path: Path, first: str, second: str, code: int) -> None:
+    program = f"tell(os.getpid())\n{first} if rank == 0 else {second}"
     with launched(program, tmp_path) as process:
-        ranks = until(lambda: descendants(process.pid) or process.poll() is not None)
         assert process.wait(60) == code
-    await_end(*(ranks if isinstance(ranks, list) else []))
+    await_end(*(json.loads(path.read_text()) for path in tmp_path.glob("*.json")))
+
+
+def test_another_rank_may_leave(tmp_path: Path) -> None:
+    program = """
+if rank == 1:
+    tell(os.getpid())
+    sys.exit(0)
+while not (folder / "1.json").exists() or pathlib.Path("/proc", (folder / "1.json").read_text()).exists():
+    time.sleep(0.01)
+sys.exit(74)
+"""
+    with launched(program, tmp_path) as process:
+        assert process.wait(60) == 74
 
 
 def test_a_rank_that_lost_another_is_not_what_is_told() -> None:

@@ -21,6 +21,7 @@ from encoders.text import TextEncoder
 from tests.encoders.tiny_encoder import write_json
 from tests.workers.training.rank_scenarios import SCENARIOS, TRAININGS, run_all
 from workers.data.preparation import prepare
+from workers.data.prepared import Prepared
 from workers.data.row import Row
 from workers.training.batch_loss import BatchLoss
 from workers.training.batches import Batches
@@ -141,10 +142,9 @@ def test_lack_of_memory_for_a_single_row_ends_the_run_with_its_remedies(found: l
 
 
 def test_what_rank_0_alone_gives_up_ends_for_all(found: list[dict[str, Any]]) -> None:
-    assert found[0]["ended by rank 0"]["step"] == 2
-    assert all(
-        torch.equal(found[1]["ended"][name], value) for name, value in found[0]["ended by rank 0"]["weights"].items()
-    )
+    first, other = found[0]["ended"], found[1]["ended"]
+    assert first["step"] == 2
+    assert all(torch.equal(other[name], tensor) for name, tensor in first["weights"].items())
 
 
 # Shares
@@ -153,8 +153,6 @@ def test_what_rank_0_alone_gives_up_ends_for_all(found: list[dict[str, Any]]) ->
 @pytest.mark.parametrize("count", [2, 3, 5, 40])
 @pytest.mark.parametrize("kind", ["pairs", "texts", "triplets", "labels"])
 def test_shares_hold_every_row_once_and_whole(folder: Path, kind: str, count: int) -> None:
-    from workers.data.prepared import Prepared
-
     data = Prepared.open(folder / "data" / kind)
     batch = next(Batches(data, batch_size=11, seed=0).epoch(0))
     shares = [of(rank, count).share(batch) for rank in range(count)]
@@ -167,8 +165,6 @@ def test_shares_hold_every_row_once_and_whole(folder: Path, kind: str, count: in
 
 
 def test_mined_negatives_are_shared_out_evenly(folder: Path) -> None:
-    from workers.data.prepared import Prepared
-
     data = Prepared.open(folder / "data" / "pairs")
     batch = next(Batches(data, batch_size=6, seed=0).epoch(0))
     others = np.setdiff1d(data.row_starts[:-1] + 1, batch.items)
