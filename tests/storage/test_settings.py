@@ -48,7 +48,7 @@ def test_a_training_has_as_many_processes_as_it_is_told(
 def test_any_other_number_of_processes_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
     monkeypatch.setenv("LIKENESS_TRAINING_PROCESSES", given)
 
-    with pytest.raises(ValidationError, match="training_processes\n.*auto, or a number from 1 on"):
+    with pytest.raises(ValidationError, match=r"training_processes\n.*auto, or a number from 1 on"):
         StorageSettings()
 
 
