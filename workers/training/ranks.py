@@ -114,7 +114,7 @@ class Ranks:
 
     def tell(self, order: Order, content: Any = None) -> None:
         """As rank 0: give an order. Nothing is told where nobody else is."""
-        if self.count == 1 or self._orders is None:
+        if self._orders is None:
             return
         skeleton, tensors = state_files.taken_apart(content)
         shapes = {name: [str(each.dtype).removeprefix("torch."), list(each.shape)] for name, each in tensors.items()}
@@ -144,17 +144,16 @@ class Ranks:
 
     def leave(self) -> None:
         """Let the others go, or go; from then on this process is alone."""
-        if self.count == 1 or self._orders is None:
-            return
-        if self.rank == 0:
-            self.tell(Order.LEAVE)
-            # The store may end with this process, before they have read it.
-            with suppress(dist.DistStoreError):
-                self._orders.wait([_gone(rank) for rank in range(1, self.count)], _FAREWELL_PATIENCE)
-        else:
-            self._orders.set(_gone(self.rank), "")
-        dist.destroy_process_group()
-        self.count = 1
+        if self._orders is not None:
+            if self.rank == 0:
+                self.tell(Order.LEAVE)
+                # The store may end with this process, before they have read it.
+                with suppress(dist.DistStoreError):
+                    self._orders.wait([_gone(rank) for rank in range(1, self.count)], _FAREWELL_PATIENCE)
+            else:
+                self._orders.set(_gone(self.rank), "")
+            dist.destroy_process_group()
+        self.count, self._orders, self._numbers = 1, None, None
 
     # Steps
 

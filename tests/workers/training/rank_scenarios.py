@@ -75,7 +75,7 @@ TRAININGS = {
         config={"loss": LossConfig(temperature="learnable", symmetric=True), "matryoshka_dims": (4, 16)}
     ),
     "two files": Training(("pairs", "labels")),
-    "a LoRA": Training(model={"train": "lora", "lora": {"rank": 2}}),
+    "a projection after a frozen encoder": Training(model={"train": "projection", "projection_dim": 16}),
     "an adapter for vectors": Training(("vectors",), {"view": "noise", "max_seq_length": None}),
 }
 

@@ -170,7 +170,9 @@ def test_mined_negatives_are_shared_out_evenly(folder: Path) -> None:
     others = np.setdiff1d(data.row_starts[:-1] + 1, batch.items)
     mined = extended(batch, np.resize(others, (len(data), 1)), data)
     shares = [of(rank, 3).share(mined) for rank in range(3)]
-    assert [len(share.items) for share in shares] == [6, 6, 6]
+    assert mined.mined >= 3
+    assert np.ptp([len(share.items) for share in shares]) <= 1
+    assert np.ptp([share.mined for share in shares]) <= 1
     assert sorted(np.concatenate([share.items for share in shares])) == sorted(mined.items)
 
 
