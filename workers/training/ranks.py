@@ -77,7 +77,7 @@ class Ranks:
         self.rank = 0
         self.count = 1
         self._numbers: dist.ProcessGroup | None = None
-        self._orders: dist.Store | None = None
+        self._orders: Any = None  # a TCPStore
         self._given = 0  # orders
 
     @classmethod
@@ -102,12 +102,12 @@ class Ranks:
 
     def meet(self, host: str, port: int, rank: int, count: int, *, listener: int | None = None) -> None:
         """Become one of `count` processes that meet at a TCP store; it is served here if there is a `listener`."""
-        served = dist.TCPStore(host, port, is_master=listener is not None, master_listen_fd=listener, **_NOBODY_WAITS)
+        store = _connected(host, port, listener)
         backend = "nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, store=served, rank=rank, world_size=count, timeout=STEP_PATIENCE)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=STEP_PATIENCE)
         self._numbers = dist.new_group(backend="gloo", timeout=STEP_PATIENCE)
         # A connection of its own: one that waits is closed to everybody else.
-        self._orders = dist.TCPStore(host, port, **_NOBODY_WAITS)
+        self._orders = _connected(host, port)
         self.rank, self.count = rank, count
 
     # Orders
@@ -230,7 +230,6 @@ class Ranks:
             dist.broadcast(tensor.reshape(-1).view(torch.uint8), 0, group=self._numbers)
 
     def _awaited(self, key: str) -> bytes:
-        assert self._orders is not None  # noqa: S101 (whoever is alone hears nobody)
         while True:
             try:
                 self._orders.wait([key], _ORDER_PATIENCE)
@@ -239,8 +238,17 @@ class Ranks:
             return bytes(self._orders.get(key))
 
 
-#: For a TCP store: whoever connects need not wait until everybody has.
-_NOBODY_WAITS: dict[str, Any] = {"world_size": None, "wait_for_workers": False, "timeout": STEP_PATIENCE}
+def _connected(host: str, port: int, listener: int | None = None) -> Any:
+    """A TCP store, without waiting for the others that will connect."""
+    return dist.TCPStore(  # type: ignore[attr-defined]  # it is there, and not said to be
+        host,
+        port,
+        world_size=None,
+        is_master=listener is not None,
+        timeout=STEP_PATIENCE,
+        wait_for_workers=False,
+        master_listen_fd=listener,
+    )
 
 
 def _key(number: int) -> str:
