@@ -70,6 +70,7 @@ ERROR_CODES: dict[str, ErrorKind] = {
     "job_already_ended": ErrorKind(409, _REQUEST, "The job has ended; nothing can be done to it any more."),
     # The service's own troubles
     "rate_limit_exceeded": ErrorKind(429, "rate_limit_error", "Too much at once; Retry-After says when."),
+    "queue_full": ErrorKind(429, "rate_limit_error", "The team has as many jobs that haven't ended as it may have."),
     "internal_error": ErrorKind(500, "server_error", "A defect of the service; the request id finds it."),
     "service_unavailable": ErrorKind(503, "server_error", "The database or the queue is away; retry."),
     "storage_full": ErrorKind(503, "server_error", "The disk that holds artifacts is full."),

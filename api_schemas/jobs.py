@@ -12,6 +12,7 @@ from api_schemas.evaluation import MetricName
 from api_schemas.files import DataFormat
 
 JobStatus = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
+Priority = Literal["low", "normal", "high"]
 #: States that a job never leaves.
 ENDED: frozenset[JobStatus] = frozenset({"succeeded", "failed", "cancelled"})
 
@@ -352,6 +353,11 @@ class JobCreate(RequestModel):
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = Field(
         default=None, description="Fixes batches and dropout; 0 when not given."
     )
+    priority: Priority = Field(
+        default="normal",
+        description="Which of the team's own jobs go first: each step up counts as a day of waiting. It doesn't move "
+        "them before other teams' jobs, with which they take turns.",
+    )
     metadata: (
         Annotated[
             dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
@@ -374,7 +380,7 @@ class Progress(ResponseModel):
 
 
 class Job(ResponseModel):
-    """A fine-tuning job, in OpenAI's shape; `attempt`, `started_at` and `progress` are ours."""
+    """A fine-tuning job, in OpenAI's shape; `attempt`, `priority`, `started_at`, `progress` and the place are ours."""
 
     id: str
     object: Literal["fine_tuning.job"] = "fine_tuning.job"
@@ -397,6 +403,12 @@ class Job(ResponseModel):
     )
     hyperparameters: dict[str, Any] = Field(description="n_epochs, batch_size and learning_rate_multiplier again.")
     seed: int
+    priority: Priority
+    queue_position: int | None = Field(
+        default=None,
+        description="Of a queued job: its place among the team's own queued jobs; 1 is the next. Other teams' jobs "
+        "take turns with them.",
+    )
     suffix: str | None = None
     metadata: dict[str, str] | None = None
     integrations: list[dict[str, Any]] = Field(default_factory=list)

@@ -188,6 +188,9 @@ def inspect(
 def demo(
     data_dir: DataDir = None,
     max_steps: Annotated[int | None, typer.Option(min=1, help="Train only so many steps.")] = None,
+    search: Annotated[
+        int | None, typer.Option(min=2, max=100, metavar="TRIALS", help="Find the temperature by so many trainings.")
+    ] = None,
 ) -> None:
     """See the whole thing work: an encoder learns from the documentation of this very Python.
 
@@ -196,7 +199,9 @@ def demo(
     """
     from service.demo.command import demonstrate
 
-    sys.exit(0 if demonstrate(_settings(data_dir=data_dir), console=console, max_steps=max_steps) else 1)
+    settings = _settings(data_dir=data_dir)
+    is_better = demonstrate(settings, console=console, max_steps=max_steps, search_trials=search)
+    sys.exit(0 if is_better else 1)
 
 
 def main() -> None:

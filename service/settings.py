@@ -17,6 +17,11 @@ class ServiceSettings(StorageSettings):
         description="api: files, jobs and models, without torch. inference: embeddings and similarity. all: both.",
     )
     max_upload_bytes: int = Field(default=10 * 1024**3, ge=1, description="The largest file that may be uploaded.")
+    max_jobs_per_team: int = Field(
+        default=1000,
+        ge=1,
+        description="Jobs of one team that may be there without having ended; more are refused with a 429.",
+    )
     loaded_models: int = Field(
         default=4, ge=1, description="How many encoders stay in memory; the least recently used goes first."
     )

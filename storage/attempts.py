@@ -177,12 +177,6 @@ def rescue_expired(session: Session) -> int:
     return len(expired)
 
 
-def queued(session: Session) -> Sequence[tuple[str, int]]:
-    """(job id, attempt) of every job that ought to be in the queue."""
-    rows = session.execute(select(Job.id, Job.attempt).where(Job.state == "queued").order_by(Job.created_at))
-    return [(row.id, row.attempt) for row in rows]
-
-
 def _is_running(job_id: str, attempt: int) -> tuple[ColumnElement[bool], ...]:
     return (Job.id == job_id, Job.state == "running", Job.attempt == attempt)
 

@@ -19,6 +19,8 @@ from storage.tables import File, Job
 #: How many processes may die while they validate a file, before nobody tries again.
 MOST_DEATHS = 3
 
+#: Which files nobody has validated yet.
+WITHOUT_VERDICT = (File.status == "uploaded", File.deleted_at.is_(None))
 _NO_VALIDATION = {"validation_started_at": None, "validation_bytes_read": None}
 
 
@@ -127,11 +129,6 @@ def reason_against(training: File, validation: File | None, *, batch_size: int) 
     return None
 
 
-def waiting_for_validation(session: Session) -> Sequence[str]:
-    """Ids of the files that nobody has validated yet."""
-    return session.scalars(select(File.id).where(File.status == "uploaded", File.deleted_at.is_(None))).all()
-
-
 def begin_validation(session: Session, file_id: str) -> File | None:
     """Count another beginning of a file's validation. None if it is deleted or has its verdict."""
     return session.scalar(
@@ -184,4 +181,4 @@ def record_verdict(session: Session, file_id: str, verdict: Verdict) -> bool:
 
 
 def _waits_for_verdict(file_id: str) -> tuple[ColumnElement[bool], ...]:
-    return File.id == file_id, File.status == "uploaded", File.deleted_at.is_(None)
+    return File.id == file_id, *WITHOUT_VERDICT

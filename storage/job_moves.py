@@ -65,6 +65,7 @@ def requeue(session: Session, row: Job, why: str) -> None:
 
 def pause(session: Session, row: Job, level: Level, message: str) -> None:
     row.state = "paused"
+    row.in_turn = False
     row.pause_asked = False
     row.worker_id = None
     row.lease_expires_at = None

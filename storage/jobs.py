@@ -1,17 +1,22 @@
 """Fine-tuning jobs: the rows behind /v1/fine_tuning/jobs, and what their owners ask of them."""
 
 from collections.abc import Mapping, Sequence
+from typing import get_args
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from api_schemas.errors import LikenessError
-from api_schemas.jobs import ENDED, JobCreate
+from api_schemas.jobs import ENDED, JobCreate, JobStatus
 from api_schemas.models import Reads
 from storage import job_files, job_moves, preparations
 from storage.ids import new_id
 from storage.pages import Order, page
 from storage.tables import File, Job
+
+_UNENDED = set(get_args(JobStatus)) - ENDED
+# How soon to ask again when there is no room. Nobody knows when a training ends.
+_ROOM_SECONDS = "30"
 
 
 def create(
@@ -46,6 +51,7 @@ def create(
         openai_hyperparameters=openai.model_dump() if openai else None,
         seed=request.seed or 0,
         suffix=request.suffix,
+        priority=request.priority,
         job_metadata=request.metadata,
         reads=reads,
         max_seq_length=max_seq_length,
@@ -59,6 +65,28 @@ def create(
     session.flush()
     session.refresh(row)
     return row
+
+
+def check_room(session: Session, most: int) -> None:
+    """Make sure that the session's team may make a job: nobody else makes one for it until the session ends.
+
+    most: how many jobs it may have that haven't ended. Raises LikenessError `queue_full`.
+    """
+    _refuse_beyond(session, most)
+    # Whoever else makes a job for the team waits here until this one is committed, and then counts it.
+    name = f"jobs of {session.info['team']}"
+    session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(name, 0))))
+    _refuse_beyond(session, most)
+
+
+def _refuse_beyond(session: Session, most: int) -> None:
+    unended = session.scalar(select(func.count(Job.id)).where(Job.state.in_(_UNENDED))) or 0
+    if unended >= most:
+        raise LikenessError(
+            "queue_full",
+            f"The team has {unended} jobs that haven't ended, and may have {most}. Wait until one ends, or cancel one.",
+            headers={"Retry-After": _ROOM_SECONDS},
+        )
 
 
 def get(session: Session, job_id: str) -> Job:

@@ -12,7 +12,8 @@ from storage import job_files, job_moves, job_refusals, queue
 from storage.job_moves import MOST_CRASHES, Level
 from storage.tables import File, Job
 
-_IN_PREPARATION = (Job.state == "validating_files", Job.validated)
+#: Which jobs' files are validated and not yet prepared.
+IN_PREPARATION = (Job.state == "validating_files", Job.validated)
 
 
 def release_waiting_for(session: Session, file_id: str) -> None:
@@ -24,14 +25,9 @@ def release_waiting_for(session: Session, file_id: str) -> None:
         release(session, row, session.scalars(select(File).where(File.id.in_(ids))).all())
 
 
-def waiting(session: Session) -> Sequence[str]:
-    """Ids of the jobs whose files are validated and not yet prepared."""
-    return session.scalars(select(Job.id).where(*_IN_PREPARATION).order_by(Job.created_at)).all()
-
-
 def unprepared(session: Session, job_id: str) -> Job | None:
     """The job, while its files are being prepared. None once that is over: it is cancelled, or prepared already."""
-    return session.scalar(select(Job).where(Job.id == job_id, *_IN_PREPARATION))
+    return session.scalar(select(Job).where(Job.id == job_id, *IN_PREPARATION))
 
 
 def begin(session: Session, job_id: str) -> Job | None:

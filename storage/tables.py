@@ -18,6 +18,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from api_schemas.jobs import Priority
 from api_schemas.models import Reads
 
 # The clock is PostgreSQL's, everywhere: processes on several machines disagree about the time.
@@ -51,6 +52,9 @@ class Team(Base):
     id: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    # When a worker of each queue last took up something of the team's (`storage.scheduling`).
+    gpu_turn_at: Mapped[datetime | None]
+    cpu_turn_at: Mapped[datetime | None]
 
 
 class TeamOwned:
@@ -152,6 +156,7 @@ class Job(TeamOwned, Base):
     openai_hyperparameters: Mapped[dict[str, Any] | None]
     seed: Mapped[int] = mapped_column(BigInteger)
     suffix: Mapped[str | None]
+    priority: Mapped[Priority] = mapped_column(Text, server_default="normal")
     # Its files are: while still in `validating_files` they are being prepared.
     validated: Mapped[bool] = mapped_column(server_default=false())
     # Beginnings that nobody gave back, as for files.
@@ -165,6 +170,8 @@ class Job(TeamOwned, Base):
     error: Mapped[dict[str, Any] | None]
     fine_tuned_model: Mapped[str | None]
     trained_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    # Whether it has begun and, if it is queued again, nobody but its worker's end is the reason: then it goes first.
+    in_turn: Mapped[bool] = mapped_column(server_default=false())
     # The lease: which attempt may write, who holds it, and until when.
     attempt: Mapped[int] = mapped_column(server_default="0")
     crashes: Mapped[int] = mapped_column(server_default="0")

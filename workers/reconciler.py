@@ -15,7 +15,7 @@ import structlog
 from redis import Redis, RedisError
 from sqlalchemy.exc import OperationalError
 
-from storage import attempts, checkpoints, files, preparations, queue, uploads
+from storage import attempts, checkpoints, files, queue, scheduling, uploads
 from storage.artifacts import ArtifactStore
 from storage.database import Database
 from storage.leadership import Leadership
@@ -53,15 +53,9 @@ class Reconciler:
 
     def _enqueue_lost(self) -> None:
         """Hand over again what ought to be in the queue and isn't, for instance because Valkey was emptied."""
-        with self._database.session_across_teams() as session:
-            expected: list[tuple[str, list[str | int]]] = []
-            expected += [(queue.TRAIN, [job_id, attempt]) for job_id, attempt in attempts.queued(session)]
-            expected += [(queue.PREPARE, [job_id]) for job_id in preparations.waiting(session)]
-            expected += [(queue.VALIDATE_FILE, [file_id]) for file_id in files.waiting_for_validation(session)]
-        for task, arguments in expected:
-            if not queue.is_alive(self._redis, task, arguments):
-                log.warning("task_enqueued_again", task=task, arguments=arguments)
-                queue.enqueue(self._redis, task, arguments)
+        lost = scheduling.enqueue_lost(self._database, self._redis)
+        if lost:
+            log.warning("tasks_enqueued_again", count=lost)
 
     def _sweep(self) -> None:
         if time.monotonic() - self._swept < _SWEEP_EVERY_SECONDS:

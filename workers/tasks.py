@@ -7,15 +7,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Literal
 
 import structlog
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from storage import attempts, checkpoints, queue
+from storage import attempts, checkpoints, queue, scheduling
 from storage.artifacts import ArtifactStore
-from storage.claims import claimed
 from storage.database import Database
 from storage.processes import start_child, stop_child
 from storage.settings import StorageSettings
@@ -32,25 +30,28 @@ _GRACE_SECONDS = 10.0
 
 
 def train(job_id: str, attempt: int) -> None:
-    """Run one attempt of a job: take its lease, start the training process, and see to it that the job ends.
+    """Run one attempt of the job whose turn it is: take its lease, start the training, see to it that the job ends.
 
-    Does nothing when the attempt isn't queued any more, as after a second delivery.
+    The arguments say who asked for a worker. Does nothing when no job is queued, as after a second delivery.
     """
     worker_id = os.environ.get("RQ_WORKER_ID", f"pid-{os.getpid()}")
+    settings = StorageSettings().with_running_servers()
     # SIGTERM is heard before the lease is taken: in between it would leave the job to its lease's end.
-    with (
-        structlog.contextvars.bound_contextvars(job=job_id, attempt=attempt),
-        _database() as database,
-        _hearing_sigterm() as stop,
-    ):
-        with database.session_across_teams() as session:
-            job = attempts.start(session, job_id, attempt, worker_id)
+    with _database() as database, _hearing_sigterm() as stop:
+        job = scheduling.take(database, worker_id)
         if job is None:
-            log.info("delivery_ignored", reason="the attempt is not queued")
+            log.info("delivery_ignored", job=job_id, attempt=attempt, reason="no job is queued")
             return
-        code = _watch(_start_training(job_id, attempt), Lease(database, job_id, attempt, worker_id), stop)
-        _settle(database, job_id, attempt, code, stopping=stop.is_set())
-        _tidy(database, job_id)
+        with structlog.contextvars.bound_contextvars(job=job.id, attempt=job.attempt):
+            _train(database, job.id, job.attempt, worker_id, stop)
+            # If it is queued again, the next free worker is to hear of it at once.
+            queue.dispatch_soon(database, queue.connect(settings.required_redis_url))
+
+
+def _train(database: Database, job_id: str, attempt: int, worker_id: str, stop: threading.Event) -> None:
+    code = _watch(_start_training(job_id, attempt), Lease(database, job_id, attempt, worker_id), stop)
+    _settle(database, job_id, attempt, code, stopping=stop.is_set())
+    _tidy(database, job_id)
 
 
 @contextmanager
@@ -140,37 +141,38 @@ def _settle_running(session: Session, job_id: str, attempt: int, code: int, *, s
 
 
 def prepare(job_id: str) -> None:
-    """Tokenize the files of a job and queue it, unless they can't be trained on."""
-    # Here and not above: the worker, of which this is a child, lives longer and needs none of it.
-    from workers import preparing
-
-    _unless_claimed("job", job_id, preparing.prepare)
+    """Tokenize the files of a job and queue it, unless they can't be trained on; or whatever else is next."""
+    _work_on_data(job=job_id)
 
 
 def validate_file(file_id: str) -> None:
-    """Read an uploaded file row by row, keep the verdict, and release the jobs that waited for it."""
-    # Here for the same reason.
+    """Read an uploaded file row by row, keep the verdict, and release the jobs that waited for it; or what is next."""
+    _work_on_data(file=file_id)
+
+
+def _work_on_data(**asked_for: str) -> None:
+    """Work on the file or the job whose turn it is, and hand over what became ready by it."""
+    settings = StorageSettings().with_running_servers()
+    with _database() as database, _hearing_sigterm() as stop, scheduling.claim(database) as task:
+        if task is None:
+            log.info("delivery_ignored", **asked_for, reason="no file and no job is without a worker")
+            return
+        kind, work = _data_work(task.name)
+        [name] = map(str, task.arguments)
+        with structlog.contextvars.bound_contextvars(**{kind: name}):
+            work(settings, database, name, stop)
+        queue.dispatch_soon(database, queue.connect(settings.required_redis_url))
+
+
+def _data_work(task: str) -> tuple[str, Callable[[StorageSettings, Database, str, threading.Event], None]]:
+    # Imported here and not above: the worker, of which this is a child, lives longer and needs none of it.
+    if task == queue.PREPARE:
+        from workers import preparing
+
+        return "job", preparing.prepare
     from workers import validating
 
-    _unless_claimed("file", file_id, validating.validate)
-
-
-def _unless_claimed(
-    kind: Literal["job", "file"], name: str, work: Callable[[StorageSettings, Database, str, threading.Event], None]
-) -> None:
-    """Work on a job or a file, unless another worker has it, and hand over what became ready by it."""
-    settings = StorageSettings().with_running_servers()
-    with (
-        structlog.contextvars.bound_contextvars(**{kind: name}),
-        _database() as database,
-        _hearing_sigterm() as stop,
-        claimed(database, name) as mine,
-    ):
-        if not mine:
-            log.info("delivery_ignored", reason=f"another worker has the {kind}")
-            return
-        work(settings, database, name, stop)
-        queue.dispatch_soon(database, queue.connect(settings.required_redis_url))
+    return "file", validating.validate
 
 
 @contextmanager

@@ -3,12 +3,13 @@
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Annotated
 
 import structlog
 from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
+from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from api_schemas.defaults import FEWEST_ROWS_TO_SPLIT, SMALLEST_BATCH, batch_size_to_check, openai_view, resolve
@@ -36,7 +37,7 @@ from service.model_names import NamedModel, find_model
 from service.routes.paging import After, Limit, page_of
 from service.state import ServiceState, StateDep
 from service.strict_route import StrictRoute
-from storage import files, job_files, job_history, job_refusals, jobs, queue, tables
+from storage import files, job_files, job_history, job_refusals, jobs, queue, scheduling, tables
 from storage.checkpoints import JobCheckpoints, Summary
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"], route_class=StrictRoute)
@@ -69,6 +70,7 @@ def create_job(request: JobCreate, caller: CallerDep, state: StateDep) -> Job:
         _check_model(request, model, read)
         _check_batch_size(request, job_files.with_rows(read).values())
         _check_files(request, read, model.max_seq_length)
+        jobs.check_room(session, state.settings.max_jobs_per_team)
         created = jobs.create(
             session,
             request,
@@ -90,14 +92,15 @@ def list_jobs(
     metadata = _metadata_filter(request.query_params)
     with state.database.session(caller.team_id) as session:
         rows, has_more = jobs.list_jobs(session, metadata=metadata, after=after, limit=limit)
-        return page_of([_wire(row) for row in rows], [row.id for row in rows], has_more=has_more)
+        return page_of(_wire_queued(session, rows), [row.id for row in rows], has_more=has_more)
 
 
 @router.get("/{job_id}")
 def get_job(job_id: str, caller: CallerDep, state: StateDep) -> Job:
     """One job: its state, its resolved method, how far it is, and what came of it."""
     with state.database.session(caller.team_id) as session:
-        return _wire(jobs.get(session, job_id))
+        [answer] = _wire_queued(session, [jobs.get(session, job_id)])
+        return answer
 
 
 @router.post("/{job_id}/cancel")
@@ -123,7 +126,7 @@ def pause_job(job_id: str, caller: CallerDep, state: StateDep) -> Job:
 def resume_job(job_id: str, caller: CallerDep, state: StateDep) -> Job:
     """Have a paused job go on from its last checkpoint. Changes nothing for a job that isn't paused."""
     with state.database.session(caller.team_id) as session:
-        answer = _wire(jobs.resume(session, job_id))
+        [answer] = _wire_queued(session, [jobs.resume(session, job_id)])
     queue.dispatch_soon(state.database, state.redis)
     return answer
 
@@ -327,6 +330,12 @@ def _wire_checkpoint(job_id: str, summary: Summary) -> Checkpoint:
     )
 
 
+def _wire_queued(session: Session, rows: Sequence[tables.Job]) -> list[Job]:
+    """Jobs as clients see them, with the place of those that are queued."""
+    positions = scheduling.positions(session) if any(row.state == "queued" for row in rows) else {}
+    return [_wire(row).model_copy(update={"queue_position": positions.get(row.id)}) for row in rows]
+
+
 def _wire(row: tables.Job) -> Job:
     method = Method(**row.method)
     openai = OpenAIHyperparameters(**row.openai_hyperparameters) if row.openai_hyperparameters else None
@@ -347,6 +356,7 @@ def _wire(row: tables.Job) -> Job:
         method=method,
         hyperparameters=openai_view(method, openai),
         seed=row.seed,
+        priority=row.priority,
         suffix=row.suffix,
         metadata=row.job_metadata,
         trained_tokens=row.trained_tokens,

@@ -25,7 +25,6 @@ from storage.artifacts import ArtifactStore
 from tests.installation import PAIRS, Installation, running_installation
 from tests.service.forms import form, no_file_beyond, stored
 from tests.storage.rows import end_time_of
-from workers import tasks
 from workers.reconciler import Reconciler
 
 CONTENT = "\n".join(map(json.dumps, PAIRS)).encode()
@@ -68,7 +67,7 @@ def test_a_file_is_sent_in_chunks_and_is_like_any_other(shared: Installation, tm
     assert (upload.file.filename, upload.file.bytes, upload.file.status) == ("sätze.jsonl", len(CONTENT), "uploaded")
     assert upload.file.sha256 == hashlib.sha256(CONTENT).hexdigest()
     assert shared.openai.files.content(upload.file.id).content == CONTENT
-    tasks.validate_file(upload.file.id)
+    shared.validate(upload.file.id)
     assert shared.openai.files.retrieve(upload.file.id).rows == len(PAIRS)
     assert shared.create_job(upload.file.id).status == "queued"
     assert _parts_on_disk(shared, upload.id) == []

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from api_schemas.errors import LikenessError
 from api_schemas.jobs import ENDED, JobCreate
-from storage import attempts, files, job_history, job_moves, jobs, preparations
+from storage import attempts, files, job_history, job_moves, jobs, preparations, queue, scheduling
 from storage.database import Database
 from storage.tables import JobMetrics, Model, OutboxMessage
 from tests.storage.rows import (
@@ -206,10 +206,9 @@ def test_a_job_without_a_worker_pauses_at_once_and_goes_on_where_it_was(database
 def is_paused_for_everybody(database: Database, job_id: str) -> bool:
     with database.session_across_teams() as session:
         assert attempts.rescue_expired(session) == 0
-        return (
-            attempts.start(session, job_id, 1, "worker-1") is None
-            and attempts.queued(session) == []
-            and preparations.waiting(session) == []
+        waiting = [*scheduling.waiting(session, "gpu"), *scheduling.waiting(session, "cpu")]
+        return attempts.start(session, job_id, 1, "worker-1") is None and not any(
+            job_id in task.arguments for task in waiting
         )
 
 
@@ -442,7 +441,7 @@ def test_an_expired_lease_gives_the_job_back_with_the_next_attempt(database: Dat
     assert (job.state, job.attempt, job.crashes, job.worker_id) == ("queued", 2, 1, None)
     assert "worker-1 fell silent" in events_of(database, job_id)[-1].message
     with database.session_across_teams() as session:
-        assert attempts.queued(session) == [(job_id, 2)]
+        assert scheduling.waiting(session, "gpu") == [queue.Task(queue.TRAIN, [job_id, 2])]
         assert [job_id, 2] in session.scalars(select(OutboxMessage.arguments)).all()
 
 

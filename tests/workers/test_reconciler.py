@@ -42,7 +42,8 @@ def test_derived_data_is_kept_within_its_bounds(database: Database, redis: Redis
 
 
 def waiting(redis: Redis, name: str) -> list[str]:
-    return [task.decode() for task in redis.lrange(f"rq:queue:{name}", 0, -1)]
+    """What the messages in a queue are about, next first."""
+    return [message_id.decode().rpartition("-")[0] for message_id in redis.lrange(f"rq:queue:{name}", 0, -1)]
 
 
 def test_what_waits_in_the_outbox_is_dispatched(database: Database, redis: Redis, reconciler: Reconciler) -> None:

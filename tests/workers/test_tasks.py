@@ -34,17 +34,18 @@ def test_a_job_that_is_delivered_twice_trains_once(installation: Installation) -
     assert published(installation) == [f"{job.id}-1"]
 
 
-@pytest.mark.parametrize("attempt", [0, 2])
-def test_a_delivery_of_another_attempt_is_ignored(installation: Installation, attempt: int) -> None:
+@pytest.mark.parametrize(("name", "attempt"), [(None, 0), (None, 2), ("ftjob-unknown", 1)])
+def test_an_old_or_strange_delivery_starts_nothing_but_what_is_queued(
+    installation: Installation, name: str | None, attempt: int
+) -> None:
     job = installation.create_job(installation.upload(PAIRS))
 
-    tasks.train(job.id, attempt)
+    for _ in range(2):
+        tasks.train(name or job.id, attempt)
 
-    assert status_of(installation, job.id) == "queued"
-
-
-def test_a_delivery_of_a_job_that_nobody_knows_is_ignored(installation: Installation) -> None:
-    tasks.train("ftjob-unknown", 1)
+    assert status_of(installation, job.id) == "succeeded"
+    assert messages_of(installation, job.id).count("Training started") == 1
+    assert published(installation) == [f"{job.id}-1"]
 
 
 def test_a_training_that_is_killed_is_counted_as_a_crash_and_queued_again(installation: Installation) -> None:
@@ -62,6 +63,8 @@ def test_a_training_that_is_killed_is_counted_as_a_crash_and_queued_again(instal
     assert (again.status, again.attempt) == ("queued", 2)
     assert "killed by SIGKILL; the job is queued again" in messages_of(installation, job.id)[-1]
     assert published(installation) == []
+    # Another worker is to hear of it at once, without the reconciler's help.
+    assert installation.service.redis.lindex("rq:queue:gpu", -1).startswith(f"train-{job.id}-2-".encode())
 
 
 def test_a_training_stops_soon_after_it_is_cancelled_and_publishes_nothing(installation: Installation) -> None:
