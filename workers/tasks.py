@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +27,7 @@ from workers.lease import KeptLease, answer_within
 from workers.patience import patiently
 from workers.shared_page import SharedPage
 from workers.stopping import StopRequest, hearing_signals
+from workers.training_command import training_command
 from workers.watch import Ending, Reason, watch
 
 Answer = TypeVar("Answer")
@@ -93,7 +93,7 @@ def _train(
 def _start_training(job_id: str, attempt: int, page: Mapping[str, str]) -> subprocess.Popen[bytes]:
     # Same process group as this one: whoever kills the group kills the training too.
     return start_child(
-        [sys.executable, "-m", "workers.training.run", job_id, str(attempt)],
+        training_command(job_id, attempt, processes=StorageSettings().training_processes),
         on_parent_death=signal.SIGKILL,
         new_group=False,
         # Threads that spin while they wait are ruinous as soon as anybody else works on the same cores.

@@ -52,6 +52,7 @@ class PreparedError(Exception):
 class Prepared:
     """A prepared dataset; see the top of the module. Arrays are read-only maps of files."""
 
+    folder: Path
     format: DataFormat
     row_starts: npt.NDArray[np.int64]
     contents: npt.NDArray[np.int64]
@@ -79,6 +80,7 @@ class Prepared:
             arrays = {name: _map(folder, name) for name in _ARRAYS if f"{name}.npy" in manifest["files"]}
             names = json.loads((folder / LABEL_NAMES).read_text("utf-8"))
             prepared = cls(
+                folder=folder,
                 format=manifest["format"],
                 label_names=names,
                 distinct=manifest["distinct"],

@@ -53,6 +53,7 @@ class Batch:
     rows: int  # of the dataset
     epoch: int = 0
     source: int = 0  # which dataset, where several are mixed
+    mined: int = 0  # how many of the items, at their end, are negatives that no row brought
     after: Position = (0, 0)  # where to go on behind this batch
 
 
