@@ -106,6 +106,7 @@ ERROR_CODES: dict[str, ErrorKind] = {
     "too_few_pairs": ErrorKind(400, _REQUEST, "A contrastive batch needs two rows that share no text."),
     "no_positives": ErrorKind(400, _REQUEST, "Every label occurs once, so no row has a positive."),
     "single_label": ErrorKind(400, _REQUEST, "All rows have one label, so no row has a negative."),
+    "single_score": ErrorKind(400, _REQUEST, "All scored pairs have one score, so none is more alike than another."),
     # Reasons in a file's report
     "too_few_classes": ErrorKind(400, _REQUEST, "Most batches would hold rows of one label only."),
     "relevance_without_texts": ErrorKind(400, _REQUEST, "A relevance file came without its corpus and its queries."),

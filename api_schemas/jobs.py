@@ -9,7 +9,7 @@ from pydantic_core.core_schema import ValidationInfo
 from api_schemas.base import Auto, AutoOrSearch, PrintableStr, RequestModel, ResponseModel
 from api_schemas.errors import ErrorDetail
 from api_schemas.evaluation import MetricName
-from api_schemas.files import DataFormat
+from api_schemas.files import TrainingFormat
 
 JobStatus = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
 Priority = Literal["low", "normal", "high"]
@@ -110,7 +110,7 @@ class ContrastiveHyperparameters(RequestModel):
 class DataOptions(RequestModel):
     """How the job's files are to be read, where their fields don't say it. See docs/data.md."""
 
-    format: DataFormat | Auto = Field(default="auto", description="What the rows are; auto: told by their fields.")
+    format: TrainingFormat | Auto = Field(default="auto", description="What the rows are; auto: told by their fields.")
     columns: dict[Annotated[str, Field(max_length=32)], Annotated[str, Field(max_length=256)]] | None = Field(
         default=None,
         max_length=8,
@@ -200,7 +200,9 @@ class EvaluationOptions(RequestModel):
         "unless early stopping or keep: best need more.",
     )
     metric: MetricName | Auto = Field(
-        default="auto", description="The main metric; auto: mrr, and map@r for labelled texts."
+        default="auto",
+        description="The main metric; auto: mrr, map@r for labelled texts, spearman for scored pairs, and auc where "
+        "they have two scores.",
     )
     keep: Literal["best", "last"] = Field(
         default="last", description="Which weights become the model: those of the last step, or of the best metric."

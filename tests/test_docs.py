@@ -47,7 +47,7 @@ def test_the_formats_shown_are_accepted(tmp_path: Path) -> None:
         report = validate(path)
         assert report.usable, report.summary
         formats.append(report.format)
-    assert formats == ["pairs", "triplets", "labels", "views", "texts", "vectors", "vector_pairs"]
+    assert formats == ["pairs", "triplets", "scored_pairs", "labels", "views", "texts", "vectors", "vector_pairs"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

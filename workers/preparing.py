@@ -37,6 +37,7 @@ from workers.data import validation
 from workers.data.overlap import MOST_OF_IT, rows_in_training
 from workers.data.preparation import NoRowsError, PreparationStopped
 from workers.data.prepared import Prepared
+from workers.data.scores import FOR_EVALUATION
 from workers.dataset_files import DatasetFiles, StoredDataset
 from workers.evaluation.plan import NotEvaluableError, split_for
 from workers.patience import patiently
@@ -160,6 +161,7 @@ class _Preparation:
         training = [self._prepared(files, file_id, limit) for file_id in job_files.training_ids(self._job)]
         held_out = self._job.validation_file
         validation = self._prepared(files, held_out, limit) if held_out else None
+        self._check_no_scores(training)
         method = self._resolved(training, folder)
         self._check_mixture(training)
         if self._job.reads == "vectors":
@@ -173,7 +175,8 @@ class _Preparation:
             self._check_overlap(training, each)
         method, split = split_for(method, training, validation, self._job.seed, asked=self._method, say=self._say)
         method = searchable(method, split, training, self._job.seed, say=self._say)
-        for each in [*(split.training if split else training), *held_out_rows]:
+        with_a_loss = [each for each in held_out_rows if each.scores is None]
+        for each in [*(split.training if split else training), *with_a_loss]:
             self._check_batches(each, method)
         return method
 
@@ -232,6 +235,12 @@ class _Preparation:
             pads=pads,
         )
 
+    def _check_no_scores(self, training: Sequence[Prepared]) -> None:
+        """Raises NotTrainableError if rows were to be trained on that may be unlike."""
+        for file_id, data in zip(job_files.training_ids(self._job), training, strict=True):
+            if data.scores is not None:
+                raise NotTrainableError("pairs_with_score", f"The training file {file_id}: {FOR_EVALUATION}")
+
     def _check_mixture(self, training: Sequence[Prepared]) -> None:
         """Raises NotTrainableError if one encoder can't read all of the files."""
         widths = {None if data.vectors is None else data.vectors.shape[1] for data in training}
@@ -247,6 +256,8 @@ class _Preparation:
         wrong = wrong_file(self._job.model, self._job.reads, data.format)
         if wrong is not None:
             raise NotTrainableError("invalid_value", wrong)
+        if data.scores is not None:
+            return  # what follows is about training
         if method.contrastive.loss.symmetric is not None and data.format not in _DIRECTED:
             raise NotTrainableError(
                 "invalid_value",
@@ -279,13 +290,13 @@ class _Preparation:
         if known > MOST_OF_IT * len(validation):
             raise NotTrainableError(
                 "evaluation_in_training",
-                f"{known} of the validation file's {len(validation)} rows stand in the {where}, so its loss "
+                f"{known} of the validation file's {len(validation)} rows stand in the {where}, so it "
                 "would measure memory. Take rows that are not trained on.",
             )
         if known:
             self._say(
-                f"{known} of the validation file's {len(validation)} rows stand in the {where}; on these its "
-                "loss measures memory. Take them out of one of the two.",
+                f"{known} of the validation file's {len(validation)} rows stand in the {where}; on these it "
+                "measures memory. Take them out of one of the two.",
                 level="warn",
             )
 

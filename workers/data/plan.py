@@ -31,8 +31,8 @@ def batch_size_asked(batch_size: int | None) -> Method:
 
 
 def plan(profile: Profile, setting: Setting) -> TrainingPlan | None:
-    """What a job would do with the rows; None if there are none."""
-    if not profile.rows:
+    """What a job would do with the rows; None if there are none, or none that are trained on."""
+    if not profile.rows or profile.format == "scored_pairs":
         return None
     # No text encoder reads vectors: an adapter is what can be trained on them.
     if profile.vectors is not None:

@@ -126,7 +126,6 @@ def _figures(run: Run) -> str:
         return "## Evaluation\n\nNone: the job had no rows to evaluate on, or none that say what is alike.\n"
     split = found.split
     origin = "the job's validation file" if split.source == "validation_file" else "held out of the training file"
-    distractors = f", {split.distractors} of them from the training file" if split.distractors else ""
     rows = "\n".join(map(_row, found.metrics))
     noun = "texts" if run.max_seq_length is not None else "vectors"
     return f"""## Evaluation
@@ -137,13 +136,27 @@ def _figures(run: Run) -> str:
 |---|---|---|---|---|---|
 {rows}
 
-Rows: {split.rows}, {origin}. {split.queries} {noun} looked for their answers among {split.documents}{distractors}.
+Rows: {split.rows}, {origin}. {_asked(found, noun)}
 Split: `{split.id}`. Intervals: paired bootstrap, {found.resamples} resamples of {split.groups} groups of rows that
 share texts, seed {found.seed}. They tell how far the choice of these rows moves the difference, and nothing of other
 data.
 
-![Cosines of {noun} that are alike and of others, before and after training](cosines.svg)
+![Cosines of {_told_apart(found, noun)}, before and after training](cosines.svg)
 """
+
+
+def _asked(found: Evaluation, noun: str) -> str:
+    split = found.split
+    if found.task == "scored_pairs":
+        return f"The cosines of {split.queries} pairs were compared with their scores."
+    distractors = f", {split.distractors} of them from the training file" if split.distractors else ""
+    return f"{split.queries} {noun} looked for their answers among {split.documents}{distractors}."
+
+
+def _told_apart(found: Evaluation, noun: str) -> str:
+    if found.task == "scored_pairs":
+        return "pairs with high and with low scores"
+    return f"{noun} that are alike and of others"
 
 
 def _search(search: Search) -> str:

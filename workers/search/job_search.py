@@ -124,7 +124,7 @@ class JobSearch:
         self._ranks = ranks
         self._space = Space.of(method, rows=sum(data.row_count for data in selection.training))
         self._evaluator = Evaluator(selection, seed=seed, before_batch=self._stop_if_asked)
-        self._metric: MetricName = _main_metric(method, self._evaluator)
+        self._metric: MetricName = _main_metric(method, split, self._evaluator)
         self._trials: list[Trial] = []
         self._base = _copied(encoder.state_dict())
         self._at = (0, 1)  # steps taken of all, for whoever interrupts
@@ -358,11 +358,13 @@ class JobSearch:
         return f"The choice matters here: {by}. {took}"
 
 
-def _main_metric(method: Contrastive, evaluator: Evaluator) -> MetricName:
+def _main_metric(method: Contrastive, split: Split, evaluator: Evaluator) -> MetricName:
+    """The job's, unless it is evaluated on rows of another kind: then the first of those that these rows have.
+
+    No rows that are trained on have scores, and what the AUC of scored pairs tells apart is not what theirs does.
+    """
     metric = method.evaluation.metric
-    if metric != "auto":
-        return metric
-    return "map@r" if evaluator.task == "labels" else "mrr"
+    return metric if metric in evaluator.metrics and split.evaluation.scores is None else evaluator.metrics[0]
 
 
 @torch.no_grad()

@@ -97,7 +97,7 @@ def _database(settings: StorageSettings) -> Database:
 
 
 class _StopRequest:
-    """Set by SIGTERM, and by the end of the lease if nobody prolongs it; training looks between steps, where it leads."""
+    """Set by SIGTERM, and by the end of the lease if nobody prolongs it; a training's leader looks between steps."""
 
     def __init__(self) -> None:
         self.asked = False
