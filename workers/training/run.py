@@ -25,6 +25,7 @@ from storage import files as stored_files
 from storage.artifacts import DISK_FULL, ArtifactStore, sha256
 from storage.checkpoints import JobCheckpoints
 from storage.database import Database
+from storage.job_base import JobBase
 from storage.logs import configure_logging
 from storage.search_trials import SearchTrials
 from storage.settings import StorageSettings
@@ -219,6 +220,8 @@ class _Run:
             return tuned.base_model, self._artifacts.verify_model(tuned.artifact)
         if job.model == registry.ADAPTER:
             return job.model, None
+        if job.model == registry.SCRATCH:
+            return job.model, JobBase(self._artifacts, job.id).verified()
         folder = registry.locate(job.model, self._settings.base_models_dir)
         promised = registry.available(self._settings.base_models_dir)[job.model].weights_sha256
         if promised is not None:
