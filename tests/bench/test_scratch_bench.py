@@ -2,20 +2,28 @@
 
 import numpy as np
 
-from api_schemas.defaults import MODEL
 from api_schemas.jobs import Method
 from bench.scratch import Outcome, row, trained
 from service.demo.docstrings import Pair
 
-PAIRS = [Pair(f"name of {n}", f"What number {n} does.") for n in range(24)]
+PAIRS = [
+    Pair(f"{n:05b}".translate({48: "go ", 49: "stop "}), f"{n:05b}".translate({48: "no ", 49: "yes "}))
+    for n in range(24)
+]
 
 
-def test_both_are_trained_and_asked() -> None:
-    method = Method.model_validate({"contrastive": {"hyperparameters": {"max_steps": 2, "precision": "fp32"}}})
-    for model in ("scratch", MODEL):
-        outcome = trained(model, method, PAIRS[:16], PAIRS[16:], 0, lambda *_: None)
-        assert outcome.before.shape == outcome.after.shape == (8,)
-        assert not np.array_equal(outcome.before, outcome.after)
+def test_an_encoder_from_scratch_is_trained_and_asked() -> None:
+    method = Method.model_validate(
+        {
+            "contrastive": {
+                "model": {"scratch": {"layers": 1, "hidden_size": 64}},
+                "hyperparameters": {"max_steps": 4, "batch_size": 8, "precision": "fp32"},
+            }
+        }
+    )
+    outcome = trained("scratch", method, PAIRS[:16], PAIRS[16:], 0, lambda *_: None)
+    assert outcome.before.shape == outcome.after.shape == (8,)
+    assert not np.array_equal(outcome.before, outcome.after)
 
 
 def test_a_row_has_the_means_over_the_seeds() -> None:

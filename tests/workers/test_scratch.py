@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import shutil
+import string
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,12 @@ from api_schemas.jobs import ScratchOptions
 from encoders import registry
 from storage import attempts
 from storage.artifacts import ArtifactStore
+from storage.database import Database
 from storage.job_base import JobBase
 from storage.tables import Model
 from tests.installation import HELD_OUT, PAIRS, TINY, Installation
 from tests.workers.following import messages_of
-from workers import tasks
+from workers import exit_codes, tasks
 from workers.training import run
 from workers.training.recorder import Attempt
 from workers.training.trainer import TrainingInterrupted
@@ -46,7 +49,7 @@ def translated(seed: int, n: int) -> list[dict[str, str]]:
 
 def create(installation: Installation, rows: list[dict[str, Any]], **arguments: Any) -> Any:
     """A short job, prepared as a worker does; `contrastive` holds what the method has beside hyperparameters."""
-    hyperparameters = {"max_steps": 3, "batch_size": 8, **arguments.pop("hyperparameters", {})}
+    hyperparameters = {"max_steps": 3, "batch_size": 8, "precision": "fp32", **arguments.pop("hyperparameters", {})}
     contrastive = {"model": {"scratch": SMALL}, **arguments.pop("contrastive", {}), "hyperparameters": hyperparameters}
     job = installation.openai.fine_tuning.jobs.create(
         model=arguments.pop("model", "scratch"),
@@ -55,6 +58,26 @@ def create(installation: Installation, rows: list[dict[str, Any]], **arguments: 
         **arguments,
     )
     return installation.prepare(job)
+
+
+def train(installation: Installation, job: Any, *, stop_after: int | None = None) -> Any:
+    """Run an attempt in this process, which has torch already; perhaps until so many steps are taken."""
+    looks = count()
+    database = Database(installation.settings.required_database_url, pool_size=2)
+    with database.session_across_teams() as session:
+        assert attempts.start(session, job.id, job.attempt, "test") is not None
+    training = run._Run(
+        installation.settings, database, Attempt(job.id, job.attempt),
+        lambda: stop_after is not None and next(looks) >= stop_after,
+    )  # fmt: skip
+    try:
+        assert run._with_known_ends(training) == exit_codes.RECORDED
+    except TrainingInterrupted:
+        with database.session_across_teams() as session:
+            attempts.requeue(session, job.id, job.attempt, "The worker is shutting down")
+    finally:
+        database.dispose()
+    return installation.openai.fine_tuning.jobs.retrieve(job.id)
 
 
 def embed(installation: Installation, model: str, texts: list[str]) -> np.ndarray:
@@ -73,6 +96,10 @@ def folder_of(installation: Installation, job: Any) -> Path:
     return ArtifactStore(installation.settings.artifacts_dir).verify_model(row.artifact)
 
 
+def contents_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 def weights_of(installation: Installation, job: Any) -> str:
     model: Any = installation.openai.models.retrieve(job.fine_tuned_model)
     return str(model.weights_sha256)
@@ -81,9 +108,7 @@ def weights_of(installation: Installation, job: Any) -> str:
 @pytest.fixture(scope="module")
 def trained(shared: Installation) -> Any:
     """A job of three steps, with a validation file."""
-    contrastive = {"model": {"scratch": SMALL}, "export": ["onnx"]}
-    job = create(shared, PAIRS, validation_file=shared.upload(HELD_OUT), seed=3, contrastive=contrastive)
-    job = shared.train(job)
+    job = shared.train(create(shared, PAIRS, validation_file=shared.upload(HELD_OUT), seed=3))
     assert job.status == "succeeded", job.error
     return job
 
@@ -93,8 +118,8 @@ def trained(shared: Installation) -> Any:
 
 def test_words_that_were_never_seen_together_are_matched(shared: Installation) -> None:
     held_out = shared.upload(translated(2, 80))
-    hyperparameters = {"max_steps": None, "n_epochs": 25, "batch_size": 64, "learning_rate": 3e-3}
-    job = shared.train(create(shared, translated(1, 400), validation_file=held_out, hyperparameters=hyperparameters))
+    hyperparameters = {"max_steps": None, "n_epochs": 6, "batch_size": 64, "learning_rate": 5e-3}
+    job = train(shared, create(shared, translated(1, 400), validation_file=held_out, hyperparameters=hyperparameters))
     assert job.status == "succeeded", job.error
     found = shared.request("GET", f"/v1/fine_tuning/jobs/{job.id}/evaluation").json()
     [mrr] = [metric for metric in found["metrics"] if metric["name"] == "mrr"]
@@ -108,12 +133,11 @@ def test_what_is_published_is_served_and_opens_in_sentence_transformers(shared: 
     ours = embed(shared, trained.fine_tuned_model, TEXTS)
     assert ours.shape == (4, 64)
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
-    assert (folder / "onnx/model.onnx").exists()
 
 
 def test_it_can_be_the_model_of_a_further_job(shared: Installation, trained: Any) -> None:
     contrastive = {"model": {"freeze_layers": 1, "projection_dim": 8}}
-    further = shared.train(create(shared, HELD_OUT, model=trained.fine_tuned_model, contrastive=contrastive))
+    further = train(shared, create(shared, HELD_OUT, model=trained.fine_tuned_model, contrastive=contrastive))
     assert further.status == "succeeded", further.error
     model: Any = shared.openai.models.retrieve(further.fine_tuned_model)
     assert (model.base_model, model.dimension, model.max_seq_length) == ("scratch", 8, 24)
@@ -167,7 +191,7 @@ def test_the_same_file_and_seed_give_the_same_model_and_another_seed_does_not(
     shared: Installation, trained: Any
 ) -> None:
     shutil.rmtree(shared.settings.derived_dir)
-    again, other = (shared.train(create(shared, PAIRS, seed=seed)) for seed in (3, 4))
+    again, other = (train(shared, create(shared, PAIRS, seed=seed)) for seed in (3, 4))
     assert weights_of(shared, again) == weights_of(shared, trained)
     assert weights_of(shared, other) != weights_of(shared, trained)
 
@@ -175,17 +199,10 @@ def test_the_same_file_and_seed_give_the_same_model_and_another_seed_does_not(
 def test_an_interrupted_job_goes_on_with_its_own_tokenizer_and_ends_at_the_same_bytes(
     shared: Installation, trained: Any
 ) -> None:
-    job = create(shared, PAIRS, validation_file=trained.validation_file, seed=3)
-    kept = sorted((path.name, path.read_bytes()) for path in base_of(shared, job).verified().iterdir())
-    asked = iter([False, False, True])
-    attempt = run._Run(shared.settings, shared.database, Attempt(job.id, 1), lambda: next(asked))
-    with shared.database.session_across_teams() as session:
-        assert attempts.start(session, job.id, 1, "test") is not None
-    with pytest.raises(TrainingInterrupted):
-        attempt.whole()
-    with shared.database.session_across_teams() as session:
-        attempts.requeue(session, job.id, 1, "The worker is shutting down")
-    assert sorted((path.name, path.read_bytes()) for path in base_of(shared, job).verified().iterdir()) == kept
+    job = create(shared, PAIRS, seed=3)
+    kept = contents_of(base_of(shared, job).verified())
+    assert train(shared, job, stop_after=2).status == "queued"
+    assert contents_of(base_of(shared, job).verified()) == kept
 
     ended = shared.train(job)
 
@@ -215,7 +232,7 @@ def test_what_an_earlier_preparation_has_made_is_used_and_what_is_damaged_is_mad
 def test_a_base_that_is_damaged_fails_the_job_with_what_to_do(shared: Installation) -> None:
     job = create(shared, PAIRS)
     (base_of(shared, job).folder / "model.safetensors").write_bytes(b"")
-    job = shared.train(job)
+    job = train(shared, job)
     assert (job.status, job.error.code) == ("failed", "artifact_corrupt")
     assert "Create the job again" in job.error.message
 
@@ -226,15 +243,15 @@ def test_a_base_that_is_damaged_fails_the_job_with_what_to_do(shared: Installati
 def test_rows_that_are_held_out_teach_the_tokenizer_nothing(shared: Installation) -> None:
     """Each row has a word of its own, twice: whose rows were read, those words are in the vocabulary."""
     names = [f"qx{chr(97 + number // 26)}{chr(97 + number % 26)}j" for number in range(120)]
-    rows = [{"anchor": f"the word {name}", "positive": f"{name} said again"} for name in names]
+    rows = [{"anchor": f"{name} {name}", "positive": f"number {number}"} for number, name in enumerate(names)]
     contrastive = {"model": {"scratch": {**SMALL, "vocabulary_size": 4096}}, "data": {"eval_split": 0.25}}
-    job = shared.train(create(shared, rows, contrastive=contrastive))
+    job = train(shared, create(shared, rows, contrastive=contrastive))
     assert job.status == "succeeded", job.error
     found = shared.request("GET", f"/v1/fine_tuning/jobs/{job.id}/evaluation").json()
     vocabulary = Tokenizer.from_file(str(folder_of(shared, job) / "tokenizer.json")).get_vocab()
     unknown = {name for name in names if f"Ġ{name}" not in vocabulary}
     assert len(unknown) == found["split"]["rows"] == 30
-    examples = {example["query"].removeprefix("the word ") for example in found["gained"] + found["lost"]}
+    examples = {example["query"].partition(" ")[0] for example in found["gained"] + found["lost"]}
     assert examples
     assert examples <= unknown
 
@@ -244,7 +261,7 @@ def test_prompts_are_among_what_the_tokenizer_is_trained_on(shared: Installation
     job = create(shared, PAIRS, contrastive={"model": {"scratch": SMALL, "prompts": prompts}})
     tokenizer = Tokenizer.from_file(str(base_of(shared, job).verified() / "tokenizer.json"))
     assert tokenizer.encode("zyqwv").tokens == ["[CLS]", "Ġzyqwv", "[SEP]"]
-    assert shared.train(job).status == "succeeded"
+    assert train(shared, job).status == "succeeded"
 
 
 # --- odd files ---
@@ -254,7 +271,7 @@ def test_prompts_are_among_what_the_tokenizer_is_trained_on(shared: Installation
     ("rows", "told"),
     [
         pytest.param(
-            [{"anchor": chr(97 + n), "positive": chr(0x4E00 + n)} for n in range(20)],
+            [{"anchor": string.ascii_lowercase[n], "positive": string.punctuation[n]} for n in range(20)],
             "occurs twice",
             id="one character",
         ),
@@ -273,7 +290,7 @@ def test_prompts_are_among_what_the_tokenizer_is_trained_on(shared: Installation
     ],
 )
 def test_odd_files_work_or_say_why_not(shared: Installation, rows: list[dict[str, Any]], told: str) -> None:
-    job = shared.train(create(shared, rows))
+    job = train(shared, create(shared, rows))
     assert job.status == "succeeded", job.error
     assert any(told in message for message in messages_of(shared, job.id))
 
@@ -292,7 +309,7 @@ def test_several_files_are_read_and_those_that_only_columns_explain(shared: Inst
     job = create(shared, renamed, contrastive={"model": {"scratch": SMALL}, "data": data})
     tokenizer = Tokenizer.from_file(str(base_of(shared, job).verified() / "tokenizer.json"))
     assert {"Ġzebra", "Ġword"} <= tokenizer.get_vocab().keys()
-    assert shared.train(job).status == "succeeded"
+    assert train(shared, job).status == "succeeded"
 
 
 # --- what doesn't go together ---
