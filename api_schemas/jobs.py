@@ -230,6 +230,21 @@ class LoraOptions(RequestModel):
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="Of what goes into them.")
 
 
+class ScratchOptions(RequestModel):
+    """The encoder that `model: "scratch"` makes: a BERT of this size, and a tokenizer trained on the job's texts."""
+
+    layers: Annotated[int, Field(ge=1, le=12)] = Field(default=4, description="Layers of attention.")
+    hidden_size: Annotated[int, Field(ge=64, le=768, multiple_of=64)] = Field(
+        default=256, description="Numbers of a token's state, and of a vector; each 64 have a head of attention."
+    )
+    vocabulary_size: Annotated[int, Field(ge=512, le=32768)] = Field(
+        default=8192, description="Tokens at most. Pieces of words that occur once only are none."
+    )
+    max_seq_length: Annotated[int, Field(ge=8, le=1024)] = Field(
+        default=256, description="Tokens that are read of a text."
+    )
+
+
 class ModelOptions(RequestModel):
     """What of the encoder is trained, and what it is asked to become; or the adapter for files of vectors.
 
@@ -240,6 +255,9 @@ class ModelOptions(RequestModel):
         default=None,
         description="For files of vectors: what the adapter may do to them. linear: a matrix; mlp: a layer of neurons "
         "beside them. null: linear, or what a tuned adapter is already. Not for models that read texts.",
+    )
+    scratch: ScratchOptions | None = Field(
+        default=None, description='For `model: "scratch"`: how large the encoder is. null: as the defaults say.'
     )
     train: Literal["full", "lora", "projection"] = Field(
         default="full",

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from api_schemas.defaults import FEWEST_ROWS_TO_SPLIT, SMALLEST_BATCH, batch_size_to_check, openai_view, resolve
 from api_schemas.errors import ErrorDetail, LikenessError
 from api_schemas.evaluation import Evaluation
-from api_schemas.inputs import wrong_file, wrong_option
+from api_schemas.inputs import with_scratch, wrong_file, wrong_option
 from api_schemas.jobs import (
     ENDED,
     Checkpoint,
@@ -162,14 +162,16 @@ def _create(session: Session, state: ServiceState, request: JobCreate) -> Job:
         _check_usable(request, file, param)
     _check_model(request, model, read)
     _check_batch_size(request, job_files.with_rows(read).values())
-    _check_files(request, read, model.max_seq_length)
+    request.method = with_scratch(request.method, model.name)
+    max_seq_length = _max_seq_length(request, model)
+    _check_files(request, read, max_seq_length)
     jobs.check_room(session, state.settings.max_jobs_per_team)
     created = jobs.create(
         session,
         request,
         read["training_file"],
         read.get("validation_file"),
-        max_seq_length=model.max_seq_length,
+        max_seq_length=max_seq_length,
         reads=model.reads,
     )
     return wire_job(created)
@@ -190,7 +192,7 @@ def _check_usable(request: JobCreate, file: tables.File, param: str) -> None:
 
 def _check_model(request: JobCreate, model: NamedModel, read: Mapping[str, tables.File]) -> None:
     """Refuse what the model doesn't read."""
-    option = wrong_option(request.method.contrastive, model.reads)
+    option = wrong_option(request.method.contrastive, model.name, model.reads)
     if option is not None:
         param = f"method.contrastive.{option[0]}"
         raise LikenessError("invalid_value", f"`{param}` {option[1]}", param=param)
@@ -202,6 +204,12 @@ def _check_model(request: JobCreate, model: NamedModel, read: Mapping[str, table
         wrong = wrong_file(model.name, model.reads, data_format) if data_format else None
         if wrong is not None:
             raise LikenessError("invalid_value", wrong, param=param)
+
+
+def _max_seq_length(request: JobCreate, model: NamedModel) -> int | None:
+    """How many tokens of a text the job's encoder reads; None if it reads vectors."""
+    scratch = request.method.contrastive.model.scratch
+    return model.max_seq_length if scratch is None else scratch.max_seq_length
 
 
 def _check_batch_size(request: JobCreate, files: Iterable[tables.File]) -> None:

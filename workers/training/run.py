@@ -26,6 +26,7 @@ from storage import files as stored_files
 from storage.artifacts import ArtifactStore
 from storage.checkpoints import JobCheckpoints
 from storage.database import Database
+from storage.job_base import JobBase
 from storage.logs import configure_logging
 from storage.model_folders import ModelFolders
 from storage.search_trials import SearchTrials
@@ -273,6 +274,8 @@ class _Run:
             return tuned.base_model, folders.verified(tuned.id, tuned.artifact, weights_sha256=tuned.weights_sha256)
         if job.model == registry.ADAPTER:
             return job.model, None
+        if job.model == registry.SCRATCH:
+            return job.model, JobBase(self._artifacts, job.id).verified()
         folder = registry.locate(job.model, self._settings.base_models_dir)
         promised = registry.available(self._settings.base_models_dir)[job.model].weights_sha256
         if promised is not None:
