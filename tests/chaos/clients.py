@@ -1,4 +1,4 @@
-"""A client of the API that is careful: it asks again under the same key, at another process, and writes all of it down."""
+"""A careful client of the API: it asks again under the same key, at another process, and writes all of it down."""
 
 from __future__ import annotations
 

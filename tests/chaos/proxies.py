@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,11 +46,15 @@ class Weather:
 class _Link:
     """One connection through a proxy."""
 
-    close: Callable[[], None]
+    ends: tuple[asyncio.WriteTransport, asyncio.WriteTransport]
     passed: int = 0
     committing: bool = False
     backend: int | None = None  # the process that serves it
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    def close(self) -> None:
+        for end in self.ends:
+            end.abort()
 
 
 @dataclass
@@ -132,7 +136,7 @@ class Proxy:
         except OSError:  # the server is away: the client sees a connection that ends at once
             to_client.transport.abort()
             return
-        link = _Link(lambda: (to_client.transport.abort(), to_server.transport.abort()) and None)
+        link = _Link((to_client.transport, to_server.transport))
         self._links.append(link)
         link.tasks = [
             asyncio.ensure_future(self._pump(link, client, to_server, "up")),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +35,7 @@ class ProcessTable:
 
     def look(self) -> dict[int, Process]:
         """Every process of the fleet by its pid."""
-        found = (self._read(int(name)) for name in os.listdir("/proc") if name.isdigit())
+        found = (self._read(int(entry.name)) for entry in Path("/proc").iterdir() if entry.name.isdigit())
         return {process.pid: process for process in found if process is not None and self._is_ours(process)}
 
     def trainers_of(self, job_id: str) -> list[Process]:

@@ -73,7 +73,7 @@ def linked(folder: Path, rng: random.Random) -> str:
 
 def swapped(folder: Path, rng: random.Random) -> str:
     """The newest two checkpoints' weights in each other's place."""
-    other = sorted(path for path in folder.parent.iterdir() if path != folder and path.is_dir())[-1]
+    other = max(path for path in folder.parent.iterdir() if path != folder and path.is_dir())
     name = "encoder.safetensors"
     first, second = (folder / name).read_bytes(), (other / name).read_bytes()
     (folder / name).write_bytes(second)

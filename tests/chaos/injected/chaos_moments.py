@@ -1,7 +1,7 @@
 """Named moments in the product's life, and what the driver has armed for them.
 
-An armed fault is a file in the folder `armed`, JSON; `tests.chaos.moments` writes it. A process that comes to its moment
-moves it to `fired`, with its own pid, and does the action.
+An armed fault is a file in the folder `armed`, JSON; `tests.chaos.moments` writes it. A process that comes to its
+moment moves it to `fired`, with its own pid, and does the action.
 """
 
 import json

@@ -19,7 +19,7 @@ def when_imported(module: str, change: Callable[[ModuleType], None]) -> None:
 
 
 def wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
-    """Replace `owner.name` by `around(original, *arguments)`. Raises AttributeError when the product has no such name."""
+    """Replace `owner.name` by `around(original, *arguments)`. Raises AttributeError when there is no such name."""
     original = getattr(owner, name)
 
     def wrapped(*arguments: Any, **named: Any) -> Any:
