@@ -66,7 +66,7 @@ def cable(target: Path, root: Path) -> Iterator[Cable]:
     """Both namespaces, with a relay to a Unix socket. Raises RuntimeError when they don't come up."""
     process = subprocess.Popen(
         ["unshare", "-rn", sys.executable, "-m", _HERE, str(target)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=root,
     )  # fmt: skip
     try:
         assert process.stdout is not None
