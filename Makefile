@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format docs figures bench-loss bench-data bench-train constraints clean
+.PHONY: help setup demo test lint format docs figures bench-loss bench-data bench-train chaos constraints clean
 
 help: ## List the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -50,6 +50,9 @@ bench-train: $(INSTALLED) ## Measure training beside sentence-transformers' trai
 	$(BIN)/pip install --quiet --upgrade-strategy only-if-needed --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m bench.train
 	$(BIN)/python -m bench.train_step
+
+chaos: $(INSTALLED) ## Break everything on purpose, hundreds of times, and judge from outside: an hour
+	$(BIN)/python -m tests.chaos --production --controls
 
 constraints: ## Pin what a fresh install of pyproject.toml gets today
 	rm -rf build/pin && $(PYTHON) -m venv build/pin

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import structlog
 
 from tests.chaos.clients import NoAnswerError
-from tests.chaos.deck import Card, Deck
+from tests.chaos.deck import Card, Deck, Hand
 from tests.chaos.findings import Figure, Finding
 from tests.chaos.shots import Shot
 from tests.chaos.world import NotReachedError, World
@@ -29,7 +29,7 @@ _ROUNDS = 4
 class Campaign:
     """The faults of one seed."""
 
-    def __init__(self, world: World, deck: Deck, seed: int, *, until: float) -> None:
+    def __init__(self, world: World, deck: Deck | Hand, seed: int, *, until: float) -> None:
         """until: monotonic time after which no new fault is begun."""
         self._world = world
         self._deck = deck

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -56,6 +57,21 @@ class Deck:
         card = Card(ROWS[number], kinds[self._drawn[number] % len(kinds)])
         self._drawn[number] += 1
         return card
+
+
+class Hand:
+    """Cards that were picked by name, as for the short run."""
+
+    def __init__(self, picked: Iterable[tuple[int, str]]) -> None:
+        """picked: row and kind of each. Raises KeyError for one that there isn't."""
+        self._cards = [Card(ROWS[number], kind) for number, kind in picked]
+        for card in self._cards:
+            card.row.kinds[card.kind]
+        self.quotas = Counter(card.row.number for card in self._cards)
+
+    def deal(self, fired: Mapping[int, int]) -> list[Card]:
+        """Those of rows of which too few have fired."""
+        return [card for card in self._cards if fired.get(card.row.number, 0) < self.quotas[card.row.number]]
 
 
 def quotas(rows: Iterable[int], *, full: bool, seed_index: int, seeds: int) -> dict[int, int]:

@@ -17,7 +17,7 @@ import structlog
 from tests.chaos.artifacts import sha256
 from tests.chaos.campaign import Campaign
 from tests.chaos.controls import Control, ControlResult
-from tests.chaos.deck import Deck
+from tests.chaos.deck import Deck, Hand
 from tests.chaos.findings import Figure, Finding
 from tests.chaos.fleet import Fleet, Shape
 from tests.chaos.garbage import collect_garbage
@@ -46,7 +46,7 @@ class Plan:
     """What one seed is to do."""
 
     seed: int
-    quotas: Mapping[int, int]  # faults by row
+    deck: Deck | Hand
     shape: Shape = Shape()  # noqa: RUF009 — it is frozen
     seconds: float = 1200.0  # after so long no new fault of a row is begun
     storm_seconds: float = 0.0
@@ -101,13 +101,13 @@ class Runner:
 
     def run(self, plan: Plan) -> Verdict:
         """Fire what is wanted, wait until all is quiet, and judge."""
-        verdict = Verdict(plan.seed, plan.shape, dict(plan.quotas))
+        verdict = Verdict(plan.seed, plan.shape, dict(plan.deck.quotas))
         began = time.monotonic()
         rng = random.Random(plan.seed)
         with self._world(plan.shape, rng, verdict) as world:
             self.train_references(world, plan.learn)
             world.load.keep_busy(plan.busy, [SPECS[name] for name in self.references])
-            campaign = Campaign(world, Deck(plan.quotas, rng, self._tools), plan.seed, until=began + plan.seconds)
+            campaign = Campaign(world, plan.deck, plan.seed, until=began + plan.seconds)
             campaign.fire_all()
             storm = Storm(world, plan.seed)
             storm.rage(plan.storm_seconds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import time
 
@@ -48,12 +49,12 @@ def supervisor_killed(shot: Shot) -> None:
     shot.expect(taken <= _CHILDREN_END_SECONDS, f"the trainer {victim.trainer.pid} outlived its supervisor")
 
 
-def preempted(shot: Shot) -> None:
-    """SIGTERM, and SIGKILL ten seconds later to who hasn't left; one job, five times in a row."""
+def preempted(shot: Shot, times: int) -> None:
+    """SIGTERM, and SIGKILL ten seconds later to who hasn't left; one job, again and again."""
     world = shot.world
     order = world.accepted()
     attempt = 0
-    for _ in range(_PREEMPTIONS):
+    for _ in range(times):
         victim = world.at_work(order, step=shot.rng.randint(0, 4), after_attempt=attempt)
         attempt = victim.attempt
         if not _leaves(shot, victim.worker.pid):
@@ -87,5 +88,14 @@ ROWS = (
             "its supervising child": supervisor_killed,
         },
     ),
-    Row(4, "preemption", 40, {"SIGTERM five times in a row": preempted}, per_shot=_PREEMPTIONS),
+    Row(
+        4,
+        "preemption",
+        40,
+        {
+            "SIGTERM five times in a row": functools.partial(preempted, times=_PREEMPTIONS),
+            "SIGTERM once": functools.partial(preempted, times=1),
+        },
+        per_shot=_PREEMPTIONS,
+    ),
 )
