@@ -6,6 +6,7 @@ Exit codes: 0 every figure is zero, 1 something was found or a control stayed gr
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import random
 import sys
@@ -53,6 +54,8 @@ def main(arguments: Sequence[str]) -> int:
     """Run what was asked for, print the tables, and return the exit code."""
     asked = _parser().parse_args(arguments)
     configure_logging("INFO")
+    for talkative in ("httpx2", "httpcore2", "alembic"):
+        logging.getLogger(talkative).setLevel(logging.WARNING)
     tools = Tools()
     if tools.missing("mounts") is None and PRIVATE_MOUNTS not in os.environ:
         _with_private_mounts(arguments)

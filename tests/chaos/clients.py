@@ -11,6 +11,7 @@ from typing import Any
 import httpx2
 
 from tests.chaos.history import Answer, History
+from tests.chaos.pace import Pace
 
 _TIMEOUT_SECONDS = 12.0
 _RETRIED = (409, 429, 503)
@@ -23,40 +24,37 @@ class NoAnswerError(Exception):
 class Client:
     """One client. `urls` are the API processes, which it takes in turn."""
 
-    def __init__(self, name: str, urls: Sequence[str], key: str, history: History) -> None:
+    def __init__(self, name: str, urls: Sequence[str], key: str, history: History, pace: Pace) -> None:
         self.name = name
         self._urls = itertools.cycle(urls)
         self._key = key
         self._history = history
-        self._http = httpx2.Client(timeout=_TIMEOUT_SECONDS, trust_env=False)
+        self._pace = pace
+        self._http = httpx2.Client(trust_env=False)
 
     def ask(self, method: str, path: str, *, url: str | None = None, **arguments: Any) -> Answer:
         """One request, to the next process. What came of it is in the history."""
         url = url or next(self._urls)
         headers = {"Authorization": f"Bearer {self._key}", **arguments.pop("headers", {})}
         began, at = time.monotonic(), time.time()
+        timeout = self._pace.stretch(_TIMEOUT_SECONDS)
         try:
-            response = self._http.request(method, url + path, headers=headers, **arguments)
+            response = self._http.request(method, url + path, headers=headers, timeout=timeout, **arguments)
         except httpx2.HTTPError as error:
-            seconds = time.monotonic() - began
-            return self._history.add(Answer(at, seconds, self.name, url, method, path, None, type(error).__name__))
+            status, code, retry_after, body = None, type(error).__name__, None, None
+        else:
+            status, body = response.status_code, _json(response)
+            code, retry_after = _code(body), response.headers.get("Retry-After")
         seconds = time.monotonic() - began
-        body = _json(response)
-        code = (
-            body["error"]["code"]
-            if isinstance(body, dict) and response.status_code >= 400 and body.get("error")
-            else None
-        )
         return self._history.add(
             Answer(
-                at, seconds, self.name, url, method, path, response.status_code, code,
-                response.headers.get("Retry-After"), body,
+                at, seconds, self.name, url, method, path, status, code, retry_after, body, self._pace.slowness
             )
         )  # fmt: skip
 
     def insist(self, method: str, path: str, *, seconds: float = 150.0, **arguments: Any) -> Answer:
         """Ask until somebody gives a definite answer. Raises NoAnswerError."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + self._pace.stretch(seconds)
         for pause in _pauses():
             answer = self.ask(method, path, **arguments)
             again = answer.status in _RETRIED and (answer.retry_after is not None or answer.status == 503)
@@ -99,6 +97,11 @@ def _pauses() -> Iterator[float]:
     yield from (0.1, 0.2, 0.4)
     while True:
         yield 0.7
+
+
+def _code(body: Any) -> str | None:
+    """The code of an error's body."""
+    return body["error"]["code"] if isinstance(body, dict) and "title" in body else None
 
 
 def _json(response: httpx2.Response) -> Any:

@@ -88,6 +88,7 @@ def not_run(rows: Iterable[int], tools: Tools) -> dict[str, str]:
     return {
         f"{number}. {kind}": reason
         for number in rows
+        if number in ROWS
         for kind, tool in ROWS[number].needs.items()
         if (reason := tools.missing(tool)) is not None
     }

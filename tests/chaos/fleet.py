@@ -36,7 +36,7 @@ Answer = TypeVar("Answer")
 ROOT = Path(__file__).resolve().parents[2]
 INJECTED = Path(__file__).resolve().parent / "injected"
 _START_AGAIN_SECONDS = 1.0
-_READY_SECONDS = 90.0
+_READY_SECONDS = 300.0
 _STOP_SECONDS = 40.0
 _DISK_BYTES = 1500 * 2**20
 #: What distinguishes the members that serve HTTP, and stays when one is replaced.

@@ -15,6 +15,7 @@ from api_schemas.jobs import ENDED
 from tests.chaos.clients import Client, NoAnswerError
 from tests.chaos.fleet import Fleet
 from tests.chaos.history import Answer, History
+from tests.chaos.pace import Pace
 from tests.chaos.specs import FILES, SPECS, STEPS, Spec, content
 
 Wish = Literal["succeeded", "cancelled", "paused and resumed", "failed"]
@@ -61,8 +62,9 @@ class Order:
 class Load:
     """All orders of a run. Faults order jobs of their own, and the background keeps some going."""
 
-    def __init__(self, fleet: Fleet, history: History, rng: random.Random) -> None:
+    def __init__(self, fleet: Fleet, history: History, rng: random.Random, pace: Pace) -> None:
         self._fleet = fleet
+        self._pace = pace
         self._history = history
         self._rng = rng
         self._numbers = itertools.count(1)
@@ -122,13 +124,13 @@ class Load:
 
     def await_all(self, seconds: float = _PATIENCE_SECONDS) -> None:
         """Wait until every client has its answer, or so long."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + self._pace.stretch(seconds)
         for order in list(self.orders):
             order.done.wait(max(deadline - time.monotonic(), 0.0))
 
     def client(self, name: str) -> Client:
         """Another client of the API."""
-        return Client(name, self._fleet.urls(), self._fleet.key, self._history)
+        return Client(name, self._fleet.urls(), self._fleet.key, self._history, self._pace)
 
     def file_id(self, name: str) -> str:
         return self._files[name]

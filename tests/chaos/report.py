@@ -127,7 +127,11 @@ class Report:
         found = [f"FOUND  seed {v.seed}: {finding}" for v in self.verdicts for finding in v.findings]
         kept = [f"The fleet of seed {v.seed} is kept in {v.folder}" for v in self.verdicts if v.folder]
         controls = [f"Control: {line}" for control in self.controls for line in control.lines()]
-        return [*controls, *found, *kept, "All zero." if self.good else "NOT GOOD."]
+        slow = [
+            f"Seed {v.seed} took {v.seconds:.0f} s; the machine was {v.slowness:.1f} times as slow as idle"
+            for v in self.verdicts
+        ]
+        return [*slow, *controls, *found, *kept, "All zero." if self.good else "NOT GOOD."]
 
 
 def _row(name: str) -> int:

@@ -25,6 +25,7 @@ from tests.chaos.history import History
 from tests.chaos.judge import Judge
 from tests.chaos.ledger import Ledger
 from tests.chaos.load import Load
+from tests.chaos.pace import Pace
 from tests.chaos.shots import Shot
 from tests.chaos.specs import SPECS
 from tests.chaos.storm import NUMBER as STORM
@@ -66,6 +67,7 @@ class Verdict:
     findings: list[Finding] = field(default_factory=list)
     recoveries: list[float] = field(default_factory=list)  # seconds from a death to running again
     seconds: float = 0.0
+    slowness: float = 1.0  # of the machine, in the mean
     folder: Path | None = None  # the fleet's, kept if anything was found
 
     def fired_of(self, row: int) -> int:
@@ -116,6 +118,7 @@ class Runner:
             verdict.findings += self._judge(world).findings()
             _add_shots(verdict, world, campaign.shots)
             _add_storm(verdict, storm)
+            verdict.slowness = world.pace.mean
             verdict.accepted = sum(order.job_id is not None for order in world.load.orders)
         verdict.seconds = time.monotonic() - began
         return verdict
@@ -151,13 +154,16 @@ class Runner:
     def _world(self, shape: Shape, rng: random.Random, verdict: Verdict | None = None) -> Iterator[World]:
         folder = Path(tempfile.mkdtemp(prefix="likeness-chaos-"))
         history = History(folder / "history.jsonl")
+        pace = Pace()
+        pace.start()
         fleet = Fleet(folder, shape, self._base_models)
         failed = True
         try:
             fleet.start()
-            load = Load(fleet, history, rng)
+            load = Load(fleet, history, rng, pace)
             load.upload_files()
-            world = World(fleet, load, history, Watch(fleet, Ledger(fleet.postgres)), self._tools)
+            watch = Watch(fleet, Ledger(fleet.postgres), pace)
+            world = World(fleet, load, history, watch, self._tools, pace)
             world.watch.start()
             yield world
             world.watch.stop()
@@ -165,6 +171,7 @@ class Runner:
         finally:
             fleet.stop()
             history.close()
+            pace.stop()
             if verdict is not None:
                 _expect_nobody_left(verdict, fleet)
             if failed or (verdict is not None and verdict.findings):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import random
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from tests.chaos.findings import Figure, Finding
+from tests.chaos.moments import Armed, Firing
 
 if TYPE_CHECKING:
     from tests.chaos.world import World
@@ -55,10 +57,18 @@ class Shot:
             self.findings.append(Finding(figure, self.name, text))
 
     def within(self, seconds: float, look: Callable[[], Answer], text: str) -> Answer:
-        """Look until the answer is true; expect that to take no longer than `seconds`. Returns the last answer."""
-        answer, taken = until(look, seconds)
-        self.expect(taken <= seconds, f"{text}: not within {seconds:.0f} s")
+        """Look until the answer is true; expect that within `seconds`, and what the machine adds to it."""
+        answer, taken = until(look, seconds + self.world.slack_seconds)
+        self.expect(taken < math.inf, f"{text}: not within {seconds:.0f} s")
         return answer
+
+    def wait(self, event: threading.Event, seconds: float) -> bool:
+        """Wait for what an order comes to, for so long on an idle machine. Whether it has."""
+        return event.wait(self.world.pace.stretch(seconds))
+
+    def await_fired(self, armed: Armed, seconds: float) -> Firing | None:
+        """Wait for an armed moment, for so long on an idle machine."""
+        return armed.await_fired(self.world.pace.stretch(seconds))
 
     def died(self, job_id: str, attempt: int, *, at: float | None = None, lease: bool) -> None:
         """Somebody died under an attempt; `lease`: nobody is left to say so, and its lease has to run out."""

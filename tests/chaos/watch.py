@@ -14,13 +14,14 @@ import psycopg
 from api_schemas.jobs import ENDED
 from tests.chaos.fleet import Fleet
 from tests.chaos.ledger import Ledger
+from tests.chaos.pace import Pace
 from tests.chaos.servers import ServerAwayError
 from tests.chaos.table import Process
 
 #: A process whose parent is gone may take so long to end.
 ORPHAN_SECONDS = 2.0
 #: A training that starts imports and reads before there is anything to see; on two busy cores that takes a while.
-STARTING_SECONDS = 25.0
+STARTING_SECONDS = 15.0
 _LOOK_EVERY_SECONDS = 0.25
 
 
@@ -38,8 +39,9 @@ class Sight:
 class Watch:
     """Looks four times a second, from a thread of its own."""
 
-    def __init__(self, fleet: Fleet, ledger: Ledger) -> None:
+    def __init__(self, fleet: Fleet, ledger: Ledger, pace: Pace) -> None:
         self._fleet = fleet
+        self._pace = pace
         self._ledger = ledger
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
@@ -55,7 +57,7 @@ class Watch:
     @property
     def hung_after_seconds(self) -> float:
         """Three leases, and what a training needs to start."""
-        return 3 * self._fleet.shape.lease_seconds + STARTING_SECONDS
+        return 3 * self._fleet.shape.lease_seconds + self._pace.stretch(STARTING_SECONDS)
 
     def start(self) -> None:
         self._thread.start()
@@ -120,7 +122,7 @@ class Watch:
             key = (process.pid, process.started)
             if process.pid in members or _has_ancestor(table, process, members) or process.state in "Tt":
                 self._alone.pop(key, None)
-            elif now - self._alone.setdefault(key, now) > ORPHAN_SECONDS:
+            elif now - self._alone.setdefault(key, now) > self._pace.stretch(ORPHAN_SECONDS):
                 self.orphans[key] = process.command
 
 

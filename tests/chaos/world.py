@@ -19,6 +19,7 @@ from tests.chaos.history import History
 from tests.chaos.ledger import Ledger
 from tests.chaos.load import Load, Order
 from tests.chaos.moments import Moments
+from tests.chaos.pace import Pace
 from tests.chaos.shots import until
 from tests.chaos.specs import Spec
 from tests.chaos.table import Process, family
@@ -26,6 +27,8 @@ from tests.chaos.tools import Tools
 from tests.chaos.watch import Watch
 
 _PATIENCE_SECONDS = 60.0
+#: On an idle machine: a process starts, a thread gets its turn.
+_SLACK_SECONDS = 3.0
 
 
 class NotReachedError(Exception):
@@ -46,15 +49,14 @@ class Victim:
 class World:
     """The parts, and the few things that many faults do."""
 
-    def __init__(self, fleet: Fleet, load: Load, history: History, watch: Watch, tools: Tools) -> None:
+    def __init__(self, fleet: Fleet, load: Load, history: History, watch: Watch, tools: Tools, pace: Pace) -> None:
         self.fleet = fleet
         self.load = load
         self.history = history
         self.watch = watch
         self.tools = tools
         self.ledger = Ledger(fleet.postgres, patience=_PATIENCE_SECONDS)
-        #: What a machine with two busy cores adds to what the product promises.
-        self.slack_seconds = 5.0
+        self.pace = pace
         self._claiming = threading.Lock()
         self._claimed: set[str] = set()
 
@@ -72,6 +74,11 @@ class World:
                 self._claimed -= set(names)
 
     @property
+    def slack_seconds(self) -> float:
+        """What the machine adds just now to what the product promises."""
+        return self.pace.stretch(_SLACK_SECONDS)
+
+    @property
     def moments(self) -> Moments:
         return self.fleet.moments
 
@@ -82,7 +89,7 @@ class World:
     def accepted(self, spec: Spec | None = None, **arguments: Any) -> Order:
         """A new order whose job exists. Raises NotReachedError."""
         order = self.load.order(spec, **arguments)
-        if not order.accepted.wait(_PATIENCE_SECONDS) or order.job_id is None:
+        if not order.accepted.wait(self.pace.stretch(_PATIENCE_SECONDS)) or order.job_id is None:
             raise NotReachedError(f"{order.key} was not accepted: {order.trouble}")
         return order
 
@@ -106,7 +113,7 @@ class World:
                 return None
             return Victim(order, job_id, row["attempt"], trainers[0], self.fleet.members[worker])
 
-        victim, _ = until(lambda: look() or order.done.is_set(), _PATIENCE_SECONDS)
+        victim, _ = until(lambda: look() or order.done.is_set(), self.pace.stretch(_PATIENCE_SECONDS))
         if not isinstance(victim, Victim):
             raise NotReachedError(f"{job_id} never came to step {step} of an attempt after {after_attempt}")
         return victim

@@ -21,13 +21,13 @@ def killed_at_a_moment(shot: Shot, moment: str, most: int) -> None:
     world = shot.world
     armed = world.moments.arm(moment, process="api-1", nth=shot.rng.randint(1, most))
     orders = [world.load.order() for _ in range(2)]
-    firing = armed.await_fired(_FIRE_SECONDS)
+    firing = shot.await_fired(armed, _FIRE_SECONDS)
     armed.disarm()
     if firing is None:
         return
     shot.fire(f"api-1, pid {firing.pid}, {moment}")
     for order in orders:
-        order.accepted.wait(_FIRE_SECONDS * 2)
+        shot.wait(order.accepted, _FIRE_SECONDS * 2)
         _expect_on_its_way(shot, order.job_id)
 
 
@@ -43,7 +43,7 @@ def killed_at_a_receive(shot: Shot) -> None:
         if not member.runs:
             shot.fire(f"api-1, pid {member.pid}, as it received")
     for order in orders:
-        order.accepted.wait(_FIRE_SECONDS * 2)
+        shot.wait(order.accepted, _FIRE_SECONDS * 2)
         _expect_on_its_way(shot, order.job_id)
 
 
@@ -73,7 +73,7 @@ def _expect_on_its_way(shot: Shot, job_id: str | None) -> None:
         return row is not None and (row["preparations_begun"] > 0 or row["state"] != "validating_files")
 
     if job_id is not None:
-        shot.within(_ENQUEUED_SECONDS + world.slack_seconds, handed_over, f"{job_id} is worked on")
+        shot.within(_ENQUEUED_SECONDS, handed_over, f"{job_id} is worked on")
 
 
 def _upload_request(filename: str, data: bytes, key: str) -> tuple[bytes, bytes]:

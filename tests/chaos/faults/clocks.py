@@ -25,7 +25,7 @@ def worker_jumps(shot: Shot, jump: str) -> None:
         _jump(clock, jump)
         shot.fire(f"{jump} under {victim.job_id}")
         _expect_not_taken(shot, victim.job_id, victim.attempt)
-        victim.order.done.wait(30)
+        shot.wait(victim.order.done, 30)
 
 
 def reconciler_jumps(shot: Shot, jump: str) -> None:
@@ -40,7 +40,7 @@ def reconciler_jumps(shot: Shot, jump: str) -> None:
         at = world.kill(*(process.pid for process in world.family_of(dead.worker.pid)))
         shot.died(dead.job_id, dead.attempt, at=at, lease=True)
         shot.within(
-            world.lease + world.fleet.shape.tick_seconds + world.slack_seconds,
+            world.lease + world.fleet.shape.tick_seconds,
             lambda: (world.ledger.job(dead.job_id) or {}).get("attempt", 0) > dead.attempt,
             f"{dead.job_id} is given to another worker",
         )
@@ -56,7 +56,7 @@ def api_jumps(shot: Shot, jump: str) -> None:
         shot.fire(f"{jump} at the creation of {order.job_id}")
         off = abs(row["created_at"].timestamp() - time.time())
         shot.expect(off < 60, f"{order.job_id} was written down as created {off:.0f} s away from now")
-        order.done.wait(30)
+        shot.wait(order.done, 30)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ def again(shot: Shot) -> None:
 def again_when_over(shot: Shot) -> None:
     """The attempt, the preparation and the validation of a job that has ended."""
     order = shot.world.accepted()
-    order.done.wait(60)
+    shot.wait(order.done, 60)
     tasks: list[tuple[str, list[str | int]]] = [(TRAIN, [order.job_id or "", 1]), (PREPARE, [order.job_id or ""])]
     _deliver(shot, [*tasks, (VALIDATE_FILE, [shot.world.load.file_id(order.spec.file)])] * 3)
 

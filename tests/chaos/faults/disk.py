@@ -25,7 +25,7 @@ def _paused_trainer(shot: Shot, step: int, codes: frozenset[str]) -> tuple[str, 
     """A job whose trainer waits before a step: its id, what lets it go, and its process. Raises NotReachedError."""
     order = shot.world.accepted(codes=codes)
     armed = shot.world.moments.arm("before step", "pause", job=order.job_id, nth=step)
-    firing = armed.await_fired(_FIRE_SECONDS)
+    firing = shot.await_fired(armed, _FIRE_SECONDS)
     if firing is None:
         armed.disarm()
         raise NotReachedError(f"{order.job_id} did not come to step {step}")
@@ -54,7 +54,7 @@ def filled_up(shot: Shot) -> None:
             time.sleep(0.5)
         ballast.unlink()
     client.close()
-    victim.order.done.wait(_END_SECONDS)
+    shot.wait(victim.order.done, _END_SECONDS)
 
 
 def _fill(path: object) -> None:
@@ -118,15 +118,15 @@ def _raised(shot: Shot, number: int, codes: frozenset[str]) -> None:
     order = world.accepted(codes=codes)
     moment = shot.rng.choice(("writing checkpoint", "writing artifact"))
     armed = world.moments.arm(moment, "raise", job=order.job_id, nth=shot.rng.randint(1, 8), errno=number)
-    if firing := armed.await_fired(_FIRE_SECONDS):
+    if firing := shot.await_fired(armed, _FIRE_SECONDS):
         shot.fire(f"{errno.errorcode[number]} while {moment}, pid {firing.pid}, {order.job_id}")
     armed.disarm()
-    order.done.wait(_END_SECONDS)
+    shot.wait(order.done, _END_SECONDS)
 
 
 def _await_end(shot: Shot, job_id: str) -> None:
     order = next(order for order in shot.world.load.orders if order.job_id == job_id)
-    order.done.wait(_END_SECONDS)
+    shot.wait(order.done, _END_SECONDS)
 
 
 # --- slow ---

@@ -87,7 +87,7 @@ def checkpoint_damaged(shot: Shot, damage: Damage) -> None:
     order = world.accepted()
     step = 2 * CHECKPOINT_EVERY + shot.rng.randint(2, 25)
     armed = world.moments.arm("before step", "pause", job=order.job_id, attempt=1, nth=step)
-    firing = armed.await_fired(_FIRE_SECONDS)
+    firing = shot.await_fired(armed, _FIRE_SECONDS)
     if firing is None:
         armed.disarm()
         return
@@ -95,7 +95,7 @@ def checkpoint_damaged(shot: Shot, damage: Damage) -> None:
     newest = max((path for path in root.iterdir() if path.name.isdecimal()), key=lambda path: int(path.name))
     shot.fire(f"{damage(newest, shot.rng)}, step {newest.name} of {order.job_id}")
     shot.died(order.job_id or "", 1, at=world.kill(firing.pid), lease=False)
-    order.done.wait(_END_SECONDS)
+    shot.wait(order.done, _END_SECONDS)
     events = world.ledger.events(order.job_id or "")
     told = [event for event in events if event["level"] == "warn" and f"step {newest.name}" in event["message"]]
     shot.expect(told, f"no event says that the checkpoint of step {newest.name} of {order.job_id} was passed over")
@@ -105,7 +105,7 @@ def model_damaged(shot: Shot, damage: Damage) -> None:
     """A published model is damaged before anybody asks for it: it is never served."""
     world = shot.world
     order = world.accepted()
-    order.done.wait(_END_SECONDS)
+    shot.wait(order.done, _END_SECONDS)
     model = next((row for row in world.ledger.models() if row["job_id"] == order.job_id), None)
     if model is None:
         return

@@ -80,9 +80,9 @@ def _lost(shot: Shot, lose: Callable[[Member, int], None], *, after: Callable[[M
         world.kill(*(process.pid for process in world.family_of(victim.worker.pid)))
         shot.fire(f"{leader.name}, session {backend}")
         try:
-            shot.within(_GAP_SECONDS + world.slack_seconds, lambda: _holders(shot) - {backend}, "another session leads")
+            shot.within(_GAP_SECONDS, lambda: _holders(shot) - {backend}, "another session leads")
             shot.within(
-                world.lease + _GAP_SECONDS + world.slack_seconds,
+                world.lease + _GAP_SECONDS,
                 lambda: (world.ledger.job(victim.job_id) or {}).get("attempt", 0) > victim.attempt,
                 f"{victim.job_id} is rescued, {time.time() - at:.0f} s after its worker's death",
             )

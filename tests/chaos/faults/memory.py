@@ -27,13 +27,13 @@ def killed_by_the_kernel(shot: Shot) -> None:
         armed = world.moments.arm(
             "mid step", "allocate", job=order.job_id, nth=3, repeat=True, mebibytes=_TOO_MUCH_MEBIBYTES
         )
-        firing = armed.await_fired(_END_SECONDS)
+        firing = shot.await_fired(armed, _END_SECONDS)
         if firing is None:
             armed.disarm()
             return
-        order.done.wait(_END_SECONDS)
+        shot.wait(order.done, _END_SECONDS)
         armed.disarm()
-        neighbour.done.wait(_END_SECONDS)
+        shot.wait(neighbour.done, _END_SECONDS)
     if _oom_kills(shot):
         shot.fire(f"the kernel killed {_oom_kills(shot)} trainers of {order.job_id}")
 
@@ -43,7 +43,7 @@ def address_space_limited(shot: Shot) -> None:
     world = shot.world
     order = world.accepted(codes=_OUT_OF_MEMORY)
     paused = world.moments.arm("before step", "pause", job=order.job_id, nth=shot.rng.randint(1, 10))
-    firing = paused.await_fired(_END_SECONDS)
+    firing = shot.await_fired(paused, _END_SECONDS)
     if firing is None:
         paused.disarm()
         return
@@ -51,10 +51,10 @@ def address_space_limited(shot: Shot) -> None:
     refused = world.moments.arm("mid step", "allocate", job=order.job_id, attempt=1, mebibytes=64)
     resource.prlimit(firing.pid, resource.RLIMIT_AS, (limit, limit))
     paused.release()
-    if refused.await_fired(_END_SECONDS):
+    if shot.await_fired(refused, _END_SECONDS):
         shot.fire(f"at most {limit} bytes of addresses for {firing.pid}, which trains {order.job_id}")
     refused.disarm()
-    order.done.wait(_END_SECONDS)
+    shot.wait(order.done, _END_SECONDS)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from tests.chaos.faults.row import Row
 from tests.chaos.fleet import ROOT
 from tests.chaos.namespaces import Cable, cable
 from tests.chaos.proxies import BOTH, Direction, Weather
-from tests.chaos.shots import Shot, until
+from tests.chaos.shots import Shot
 from tests.chaos.world import Victim
 
 _POOL_HEALS_SECONDS = 5.0
@@ -44,16 +44,11 @@ def _expect_stop_before_takeover(shot: Shot, victim: Victim, seconds: float) -> 
     while time.monotonic() < deadline:
         row = world.glance(victim.job_id)
         if row is not None and row["attempt"] > victim.attempt and row["state"] == "running":
-            gone: Callable[[], bool] = lambda: not _works(world.fleet.table.look().get(victim.trainer.pid))  # noqa: E731
-            _, taken = until(gone, 0.5)
-            shot.expect(taken <= 0.5, f"the trainer {victim.trainer.pid} went on although its lease had ended")
+            gone: Callable[[], bool] = lambda: not world.runs(victim.trainer.pid)  # noqa: E731
+            shot.within(_ENDS_WITHIN_SECONDS, gone, f"the trainer {victim.trainer.pid}, whose job was given away, ends")
             break
         time.sleep(0.05)
     time.sleep(max(deadline - time.monotonic(), 0))
-
-
-def _works(process: object) -> bool:
-    return process is not None
 
 
 def api_silenced(shot: Shot, directions: frozenset[Direction]) -> None:
@@ -72,7 +67,7 @@ def api_silenced(shot: Shot, directions: frozenset[Direction]) -> None:
             shot.fire(f"{member.database.name}, {'and '.join(sorted(directions))}")
         member.database.set(Weather())
         good: Callable[[], bool] = lambda: client.ask("GET", "/v1/files", url=url).good  # noqa: E731
-        shot.within(_POOL_HEALS_SECONDS + world.slack_seconds, good, "api-2 answers again")
+        shot.within(_POOL_HEALS_SECONDS, good, "api-2 answers again")
     client.close()
 
 
@@ -144,7 +139,7 @@ def bad_weather(shot: Shot, kind: str) -> None:
     with world.claim(victim.worker.name, "api-2"):
         for proxy in proxies:
             proxy.set(weather)
-        victim.order.done.wait(_BAD_SECONDS)
+        shot.wait(victim.order.done, _BAD_SECONDS)
         if all(proxy.effects.any or proxy.effects.passed_bytes for proxy in proxies):
             shot.fire(f"{kind}, under {victim.job_id}")
         row = world.glance(victim.job_id)

@@ -8,7 +8,7 @@ import signal
 import time
 
 from tests.chaos.faults.row import Row
-from tests.chaos.shots import Shot, until
+from tests.chaos.shots import Shot
 from tests.chaos.specs import CHECKPOINT_EVERY, STEPS
 from tests.chaos.world import Victim
 
@@ -40,14 +40,14 @@ def killed_at_a_moment(shot: Shot, moment: str, nth: range) -> None:
     job_id = order.job_id or ""
     for attempt in range(1, _KILLS_PER_JOB + 1):
         armed = world.moments.arm(moment, job=job_id, attempt=attempt, nth=shot.rng.choice(nth))
-        firing = armed.await_fired(_FIRE_SECONDS) if not order.done.is_set() else None
+        firing = shot.await_fired(armed, _FIRE_SECONDS) if not order.done.is_set() else None
         if firing is None:
             armed.disarm()
             break
         shot.fire(f"pid {firing.pid}, attempt {attempt} of {job_id}")
         shot.died(job_id, attempt, at=firing.at, lease=False)
     if shot.fires:
-        order.done.wait(_FIRE_SECONDS)
+        shot.wait(order.done, _FIRE_SECONDS)
         _expect_few_steps_lost(shot, job_id)
 
 
@@ -57,14 +57,14 @@ def killed_at_random(shot: Shot) -> None:
     order = world.accepted()
     for attempt in range(1, _KILLS_PER_JOB + 1):
         victim = world.at_work(order, step=0, after_attempt=attempt - 1)
-        order.done.wait(shot.rng.uniform(0, 8))
+        shot.wait(order.done, shot.rng.uniform(0, 8))
         if not world.runs(victim.trainer.pid):
             break
         at = world.kill(victim.trainer.pid)
         shot.fire(f"pid {victim.trainer.pid}, attempt {attempt} of {victim.job_id}")
         shot.died(victim.job_id, victim.attempt, at=at, lease=False)
     if shot.fires:
-        order.done.wait(_FIRE_SECONDS)
+        shot.wait(order.done, _FIRE_SECONDS)
         _expect_few_steps_lost(shot, order.job_id or "")
 
 
@@ -113,8 +113,7 @@ def _stopped(shot: Shot, who: str, leases: float) -> None:
         shot.died(victim.job_id, victim.attempt, at=stopped, lease=True)
     if taken_over:
         gone = functools.partial(lambda pid: not world.runs(pid), victim.trainer.pid)
-        _, taken = until(gone, _ENDS_WITHIN_SECONDS)
-        shot.expect(taken <= _ENDS_WITHIN_SECONDS, f"the trainer {victim.trainer.pid} that lost its job did not end")
+        shot.within(_ENDS_WITHIN_SECONDS, gone, f"the trainer {victim.trainer.pid} that lost its job ends")
 
 
 def _pids(shot: Shot, victim: Victim, who: str) -> list[int]:

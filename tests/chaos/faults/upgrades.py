@@ -35,7 +35,7 @@ def worker_of_the_version_before(shot: Shot) -> None:
             world.fleet.replace(name)
     if victim.worker.name == name:
         shot.fire(f"{name} of {before[:12]} under {victim.job_id}")
-    victim.order.done.wait(_END_SECONDS)
+    shot.wait(victim.order.done, _END_SECONDS)
 
 
 def everything_told_to_go(shot: Shot) -> None:
@@ -45,7 +45,7 @@ def everything_told_to_go(shot: Shot) -> None:
     for name in world.fleet.members:
         world.fleet.signal(name, signal.SIGTERM)
     shot.fire(f"under {victim.job_id}")
-    victim.order.done.wait(_END_SECONDS)
+    shot.wait(victim.order.done, _END_SECONDS)
     row = world.ledger.job(victim.job_id) or {}
     shot.expect(row.get("crashes") == 0, f"being told to go was counted as {row.get('crashes')} crashes")
 

@@ -88,10 +88,8 @@ def _jobs_on_their_way(shot: Shot) -> Iterator[None]:
         time.sleep(shot.rng.uniform(0, 2))
         yield
         for order in orders:
-            order.accepted.wait(_REBUILT_SECONDS)
-        shot.within(
-            _REBUILT_SECONDS + world.slack_seconds, lambda: _all_queued(shot), "every waiting job is in the queue"
-        )
+            shot.wait(order.accepted, _REBUILT_SECONDS)
+        shot.within(_REBUILT_SECONDS, lambda: _all_queued(shot), "every waiting job is in the queue")
 
 
 def _all_queued(shot: Shot) -> bool:
