@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from tests.chaos.servers import JUDGE, Postgres
 
 
 class Ledger:
-    """Reads rows. A new connection each time: the server may have crashed since the last.
+    """Reads rows, on one connection that threads share and that is made again when the server was away.
 
     Raises OperationalError when the server has been away for `patience` seconds.
     """
@@ -21,21 +22,32 @@ class Ledger:
     def __init__(self, postgres: Postgres, *, patience: float = 0.0) -> None:
         self._postgres = postgres
         self._patience = patience
+        self._lock = threading.Lock()
+        self._connection: psycopg.Connection[dict[str, Any]] | None = None
 
     def rows(self, query: str, arguments: Sequence[Any] = ()) -> list[dict[str, Any]]:
         deadline = time.monotonic() + self._patience
         while True:
             try:
-                return self._rows(query, arguments)
+                with self._lock:
+                    return self._rows(query, arguments)
             except psycopg.OperationalError:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.2)
 
     def _rows(self, query: str, arguments: Sequence[Any]) -> list[dict[str, Any]]:
-        url = self._postgres.url.replace("postgres@", f"{JUDGE}@", 1)
-        with psycopg.connect(url, row_factory=dict_row, connect_timeout=2, autocommit=True) as connection:
-            return connection.execute(query, arguments).fetchall()  # type: ignore[call-overload,no-any-return]
+        if self._connection is None:
+            self._connection = psycopg.connect(
+                self._postgres.url.replace("postgres@", f"{JUDGE}@", 1), row_factory=dict_row, autocommit=True,
+                connect_timeout=2, options="-c statement_timeout=5000",
+            )  # fmt: skip
+        try:
+            return self._connection.execute(query, arguments).fetchall()  # type: ignore[call-overload,no-any-return]
+        except psycopg.OperationalError:
+            self._connection.close()
+            self._connection = None
+            raise
 
     def job(self, job_id: str) -> dict[str, Any] | None:
         return next(iter(self.rows("SELECT * FROM jobs WHERE id = %s", [job_id])), None)

@@ -87,4 +87,4 @@ def until(look: Callable[[], Answer], seconds: float) -> tuple[Answer, float]:
             return answer, taken
         if taken > seconds:
             return answer, math.inf
-        time.sleep(0.03)
+        time.sleep(0.1)

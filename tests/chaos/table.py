@@ -42,6 +42,10 @@ class ProcessTable:
         """The processes that train a job now."""
         return [process for process in self.look().values() if process.trains == job_id]
 
+    def runs(self, pid: int) -> bool:
+        """Whether there is such a process, and it is no zombie."""
+        return self._read(pid) is not None
+
     @staticmethod
     def _read(pid: int) -> Process | None:
         try:

@@ -55,6 +55,7 @@ class World:
         self.history = history
         self.watch = watch
         self.tools = tools
+        self._impatient = Ledger(fleet.postgres)
         self.ledger = Ledger(fleet.postgres, patience=_PATIENCE_SECONDS)
         self.pace = pace
         self._claiming = threading.Lock()
@@ -121,7 +122,7 @@ class World:
     def glance(self, job_id: str) -> dict[str, Any] | None:
         """A job's row, if PostgreSQL answers now."""
         try:
-            return Ledger(self.fleet.postgres).job(job_id)
+            return self._impatient.job(job_id)
         except psycopg.OperationalError:
             return None
 
@@ -139,7 +140,7 @@ class World:
         return family(self.fleet.table.look(), pid)
 
     def runs(self, pid: int) -> bool:
-        return pid in self.fleet.table.look()
+        return self.fleet.table.runs(pid)
 
     def random_member(self, kind: str, rng: random.Random) -> Member:
         return self.fleet.members[rng.choice(self.fleet.named(kind))]

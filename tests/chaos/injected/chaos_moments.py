@@ -27,6 +27,7 @@ def install() -> None:
     os.rename = _renaming(_rename)
     os.replace = _renaming(_replace)
     os.fsync = _syncing
+    when_imported("storage.attempts", _short_leases)
     when_imported("workers.training.trainer", _in_steps)
     when_imported("psycopg", _around_commits)
     when_imported("storage.queue", _before_enqueueing)
@@ -137,6 +138,11 @@ def _kind_of(path: Any) -> str | None:
     folders = {"checkpoints": "checkpoint", "models": "model", "files": "file", "parts": "part"}
     words = str(path).split("/artifacts/", 1)
     return folders.get(words[1].partition("/")[0]) if len(words) == 2 else None
+
+
+def _short_leases(module: ModuleType) -> None:
+    if hasattr(module, "LEASE_SECONDS"):
+        module.LEASE_SECONDS = float(os.environ["LIKENESS_LEASE_SECONDS"])
 
 
 def _in_steps(module: ModuleType) -> None:
