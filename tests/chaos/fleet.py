@@ -149,7 +149,11 @@ class Fleet:
                 return
             with member.log.open("ab") as output:
                 member.process = start_child(
-                    [*member.prefix, *member.command], env=member.env, output=output, cwd=member.cwd
+                    [*member.prefix, *member.command],
+                    env=member.env,
+                    output=output,
+                    cwd=member.cwd,
+                    on_parent_death=signal.SIGKILL,  # whatever this driver has done to it
                 )
             member.starts += 1
 

@@ -8,6 +8,7 @@ import time
 _EVERY_SECONDS = 1.0
 _WORK_SECONDS = 0.01  # of the processor, each time
 _REMEMBERED = 20
+_FIRST_LOOK_SECONDS = 4.0
 
 
 class Pace:
@@ -25,6 +26,11 @@ class Pace:
     def stop(self) -> None:
         self._stop.set()
         self._thread.join()
+
+    def measure(self) -> float:
+        """How slow the machine is before anything is begun on it: looks for some seconds."""
+        time.sleep(_FIRST_LOOK_SECONDS)
+        return self.slowness
 
     @property
     def slowness(self) -> float:

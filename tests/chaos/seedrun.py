@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import structlog
@@ -38,6 +38,7 @@ log = structlog.get_logger("chaos")
 
 _SETTLE_SECONDS = 240.0
 _OUTBOX_SECONDS = 30.0
+_LONGEST_LEASE_SECONDS = 30.0
 _CONTROL_SECONDS = 120.0
 _CONTROL_SETTLE_SECONDS = 60.0
 
@@ -107,6 +108,7 @@ class Runner:
         began = time.monotonic()
         rng = random.Random(plan.seed)
         with self._world(plan.shape, rng, verdict) as world:
+            verdict.shape = world.fleet.shape
             self.train_references(world, plan.learn)
             world.load.keep_busy(plan.busy, [SPECS[name] for name in self.references])
             campaign = Campaign(world, plan.deck, plan.seed, until=began + plan.seconds)
@@ -156,7 +158,9 @@ class Runner:
         history = History(folder / "history.jsonl")
         pace = Pace()
         pace.start()
-        fleet = Fleet(folder, shape, self._base_models)
+        # On a machine that others use too, a short lease would be lost to them.
+        lease = min(shape.lease_seconds * pace.measure(), max(shape.lease_seconds, _LONGEST_LEASE_SECONDS))
+        fleet = Fleet(folder, replace(shape, lease_seconds=round(lease, 1)), self._base_models)
         failed = True
         try:
             fleet.start()
