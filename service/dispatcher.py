@@ -11,6 +11,9 @@ from storage.database import Database
 
 log = structlog.get_logger(__name__)
 
+#: A full queue refuses too, and is not away.
+_AWAY: tuple[type[Exception], ...] = (*BACKEND_AWAY, RedisError)
+
 
 class Dispatcher:
     """Hands over what requests have put into the outbox.
@@ -50,7 +53,7 @@ class Dispatcher:
             try:
                 while queue.dispatch(self._database, self._redis):
                     pass
-            except (*BACKEND_AWAY, RedisError) as error:
+            except _AWAY as error:
                 log.warning("dispatch_postponed", reason=type(error).__name__)
             except Exception:
                 # The edge of a thread that has to live as long as the process.

@@ -1,5 +1,7 @@
 """Server-Sent Events as a body of bytes: events with numbers, and signs of life between them."""
 
+from typing import Any
+
 from fastapi.sse import format_sse_event
 
 #: Events that are read, and sent, at once. A reader that doesn't read keeps no more than these in memory.
@@ -10,7 +12,7 @@ MEDIA_TYPE = "text/event-stream"
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 #: For `responses=` of a route.
-RESPONSES = {
+RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "Events, each with its number as `id`.",
         "content": {MEDIA_TYPE: {"schema": {"type": "string"}}},

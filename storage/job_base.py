@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from api_schemas.errors import LikenessError
-from storage.artifacts import ArtifactStore, differing
+from storage.artifacts import ArtifactStore
+from storage.manifests import differing
 
 
 class JobBase:

@@ -11,8 +11,9 @@ from encoders import registry
 from encoders.loading import AnyEncoder
 from storage import attempts, job_files, job_history, models
 from storage import files as stored_files
-from storage.artifacts import ArtifactStore, sha256
+from storage.artifacts import ArtifactStore
 from storage.database import Database
+from storage.manifests import sha256
 from storage.settings import StorageSettings
 from storage.tables import Job
 from workers.data.prepared import Prepared
