@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import pytest
 from sqlalchemy import text
@@ -110,8 +111,9 @@ def test_its_worker_is_told_when_a_job_has_taken_longer_than_it_may(database: Da
     lease.close()
 
 
-@pytest.mark.parametrize("deadline", [1, int(time.time()) - 5])
-def test_a_deadline_that_has_passed_is_refused(database: Database, deadline: int) -> None:
+@pytest.mark.parametrize("moment_of", [lambda _: 1, lambda now: now - 5], ids=["long ago", "just now"])
+def test_a_deadline_that_has_passed_is_refused(database: Database, moment_of: Callable[[int], int]) -> None:
+    deadline = moment_of(int(time.time()))
     request = JobCreate(model="tiny/bert", training_file=add_file(database), deadline=deadline)
 
     with database.session(TEAM) as session:

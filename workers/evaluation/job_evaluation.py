@@ -24,7 +24,7 @@ from workers.evaluation.bootstrap import RESAMPLES
 from workers.evaluation.early_stopping import EarlyStopping
 from workers.evaluation.evaluator import Evaluator, in_words
 from workers.evaluation.questions import NoQuestionsError
-from workers.evaluation.scored_pairs import ScoredEvaluator
+from workers.evaluation.scored_evaluator import ScoredEvaluator
 from workers.evaluation.split import Split
 from workers.training.recorder import Recorder
 from workers.training.trainer import StepReport, Trainer, TrainingInterrupted, explaining_lack_of_memory

@@ -16,11 +16,12 @@ from tests.encoders.tiny_encoder import write_tiny_encoder
 from tests.workers.data.rows import pair, prepared, scored
 from workers.data.preparation import prepare
 from workers.data.row import Row
-from workers.evaluation import scored_pairs
+from workers.evaluation import scored_evaluator, scored_pairs
 from workers.evaluation.metrics import metrics_of
 from workers.evaluation.plan import split_of
 from workers.evaluation.questions import NoQuestionsError
-from workers.evaluation.scored_pairs import MeasuredPairs, ScoredEvaluator, scored_pairs_of
+from workers.evaluation.scored_evaluator import MeasuredPairs, ScoredEvaluator
+from workers.evaluation.scored_pairs import scored_pairs_of
 from workers.evaluation.split import given
 from workers.training.batches import Batches, NoBatchError
 
@@ -134,7 +135,7 @@ def test_an_encoder_that_gives_all_texts_one_vector_orders_nothing(
         vectors = np.full((len(items), 32), 32**-0.5) + rng.normal(scale=1e-8, size=(len(items), 32))
         return vectors.astype(np.float32)
 
-    monkeypatch.setattr(scored_pairs, "embed", nearly_one_vector)
+    monkeypatch.setattr(scored_evaluator, "embed", nearly_one_vector)
     assert judge.score(judge.measure(encoder), "spearman") == 0
 
 
