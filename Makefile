@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format docs figures bench-loss bench-data bench-train bench-defaults constraints clean
+.PHONY: help setup demo test lint format docs figures bench-loss bench-data bench-train bench-defaults bench-scratch chaos \
+	constraints clean
 
 help: ## List the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -53,6 +54,12 @@ bench-train: $(INSTALLED) ## Measure training beside sentence-transformers' trai
 
 bench-defaults: $(INSTALLED) ## Measure what `auto` stands for against its alternatives: half an hour
 	$(BIN)/python -m bench.defaults
+
+bench-scratch: $(INSTALLED) ## Train an encoder from scratch beside the one that comes along, on the demo's pairs
+	$(BIN)/python -m bench.scratch
+
+chaos: $(INSTALLED) ## Break everything on purpose, hundreds of times, and judge from outside: an hour
+	$(BIN)/python -m tests.chaos --production --controls
 
 constraints: ## Pin what a fresh install of pyproject.toml gets today
 	rm -rf build/pin && $(PYTHON) -m venv build/pin

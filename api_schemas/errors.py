@@ -68,6 +68,8 @@ ERROR_CODES: dict[str, ErrorKind] = {
     "checksum_mismatch": ErrorKind(400, _REQUEST, "The bytes received are not those of the checksum sent."),
     "upload_already_ended": ErrorKind(409, _REQUEST, "The upload is completed or cancelled; nothing can change it."),
     "upload_expired": ErrorKind(409, _REQUEST, "The upload was not completed in time, and its parts are gone."),
+    "idempotency_key_in_use": ErrorKind(409, _REQUEST, "A request with this Idempotency-Key is still being answered."),
+    "idempotency_key_reused": ErrorKind(422, _REQUEST, "The Idempotency-Key was sent before, with another request."),
     "job_already_ended": ErrorKind(409, _REQUEST, "The job has ended; nothing can be done to it any more."),
     # The service's own troubles
     "rate_limit_exceeded": ErrorKind(429, "rate_limit_error", "Too much at once; Retry-After says when."),
@@ -104,6 +106,7 @@ ERROR_CODES: dict[str, ErrorKind] = {
     "too_few_pairs": ErrorKind(400, _REQUEST, "A contrastive batch needs two rows that share no text."),
     "no_positives": ErrorKind(400, _REQUEST, "Every label occurs once, so no row has a positive."),
     "single_label": ErrorKind(400, _REQUEST, "All rows have one label, so no row has a negative."),
+    "single_score": ErrorKind(400, _REQUEST, "All scored pairs have one score, so none is more alike than another."),
     # Reasons in a file's report
     "too_few_classes": ErrorKind(400, _REQUEST, "Most batches would hold rows of one label only."),
     "relevance_without_texts": ErrorKind(400, _REQUEST, "A relevance file came without its corpus and its queries."),
@@ -111,10 +114,13 @@ ERROR_CODES: dict[str, ErrorKind] = {
     # Reasons a job fails, in a job's `error` and never a status of their own
     "non_finite_loss": ErrorKind(500, "job_error", "The loss became NaN or infinite."),
     "embeddings_collapsed": ErrorKind(500, "job_error", "All texts got nearly the same embedding."),
-    "out_of_memory": ErrorKind(500, "job_error", "Training needed more memory than there is."),
+    "out_of_memory": ErrorKind(500, "job_error", "Training needed more memory than there is, or was killed for that."),
     "disk_full": ErrorKind(500, "job_error", "The disk filled up while files were prepared; now the job pauses."),
     "training_file_missing": ErrorKind(500, "job_error", "The training file's bytes are gone."),
     "worker_lost": ErrorKind(500, "job_error", "The worker died more often than a job may be retried."),
+    "poisoned_job": ErrorKind(500, "job_error", "The job's attempts died twice after the same step."),
+    "max_runtime_exceeded": ErrorKind(500, "job_error", "The job ran for longer than its `max_runtime_seconds`."),
+    "deadline_exceeded": ErrorKind(500, "job_error", "The job had not ended by its `deadline`."),
     "preparation_crashed": ErrorKind(500, "job_error", "Preparing files stopped on a defect; the worker's log has it."),
     "training_crashed": ErrorKind(500, "job_error", "Training stopped on a defect; the worker's log has it."),
 }

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from encoders.attention import attend
+from encoders.device import on_device
 from encoders.dropout import dropout as drop
 from encoders.transformer import Transformer, is_trained
 
@@ -79,10 +80,10 @@ def pack(tokens: Sequence[np.ndarray], device: torch.device) -> Packed:
     token_ids = np.concatenate([tokens[index] for index in order]).astype(np.int64)
     positions = np.concatenate([np.arange(length) for length in lengths[order]])
     return Packed(
-        token_ids=torch.from_numpy(token_ids).to(device),
-        positions=torch.from_numpy(positions).to(device),
+        token_ids=on_device(token_ids, device),
+        positions=on_device(positions, device),
         groups=list(zip(group_texts.tolist(), group_lengths.tolist(), strict=True)),
-        restore=torch.from_numpy(restore).to(device),
+        restore=on_device(restore, device),
     )
 
 

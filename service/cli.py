@@ -50,7 +50,7 @@ def up(
     data_dir: DataDir = None,
     host: Host = None,
     port: Port = None,
-    workers: Annotated[int, typer.Option(min=0, help="Training workers; one per GPU, or one on a CPU.")] = 1,
+    workers: Annotated[int, typer.Option(min=0, help="Training workers. One uses all GPUs that it sees.")] = 1,
 ) -> None:
     """Run everything on this machine: databases, API, inference, workers.
 
@@ -91,9 +91,9 @@ def worker(
     queue: Annotated[Literal["gpu", "cpu"], typer.Option(help="gpu trains; cpu validates files.")] = "gpu",
     data_dir: DataDir = None,
 ) -> None:
-    """Work on one queue: one worker per GPU on `gpu`, and at least one on `cpu`.
+    """Work on one queue. On `gpu` a job trains on all GPUs that its worker sees; on `cpu` files are validated.
 
-    SIGTERM gives the running job back to the queue and ends within seconds.
+    SIGTERM gives the running job back to the queue and ends within seconds; a second one doesn't wait for its step.
     """
     _become(["workers.worker", queue], data_dir)
 
@@ -212,7 +212,7 @@ def main() -> None:
     """The entry point: whatever goes wrong for a known reason is one sentence, not a traceback."""
     try:
         app()
-    except NoServersError as error:
+    except (NoServersError, schema.SchemaBusyError) as error:
         _fail(str(error))
     except OperationalError as error:
         _fail(f"The database can't be reached: {str(error.orig).strip()}")

@@ -31,8 +31,24 @@ class ServiceSettings(StorageSettings):
         ge=1,
         description="Tokens that may wait for a forward pass before requests get a 429.",
     )
+    database_seconds: float = Field(
+        default=2.0,
+        gt=0,
+        description="How long a request waits for an answer of the database before it gets a 503.",
+    )
+    heartbeat_seconds: float = Field(
+        default=15.0,
+        gt=0,
+        description="How long a stream of events is silent before it gives a sign of life.",
+    )
+    unready_seconds: float = Field(
+        default=1.0,
+        ge=0,
+        description="How long requests are still taken after the service is asked to stop; /readyz says no meanwhile, "
+        "so that balancers can turn to another process.",
+    )
     drain_seconds: int = Field(
         default=20,
         ge=0,
-        description="How long requests in flight may take when the service is asked to stop.",
+        description="How long requests in flight may take after that.",
     )

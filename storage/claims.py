@@ -5,7 +5,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from sqlalchemy import BigInteger, ColumnElement, column, func, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import SQLAlchemyError
 
 from storage.database import Database
 
@@ -28,8 +28,8 @@ def claimed(database: Database, name: str) -> Iterator[bool]:
     try:
         yield bool(connection.scalar(_TRY_LOCK, {"name": name}))
     finally:
-        # Said, since a server takes a moment to notice that a connection was closed.
-        with suppress(OperationalError):
+        # Said, since a server takes a moment to notice that a connection was closed. One that is lost holds nothing.
+        with suppress(SQLAlchemyError):
             connection.execute(text("SELECT pg_advisory_unlock_all()"))
         connection.close()
 

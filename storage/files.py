@@ -129,6 +129,11 @@ def reason_against(training: File, validation: File | None, *, batch_size: int) 
     return None
 
 
+def is_unjudged(session: Session, file_id: str) -> bool:
+    """Whether a file is there and nobody has validated it yet."""
+    return session.scalar(select(File.id).where(*_waits_for_verdict(file_id))) is not None
+
+
 def begin_validation(session: Session, file_id: str) -> File | None:
     """Count another beginning of a file's validation. None if it is deleted or has its verdict."""
     return session.scalar(

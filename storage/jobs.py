@@ -30,9 +30,11 @@ def create(
 ) -> Job:
     """A new job, queued if its files are validated, else waiting for them.
 
-    `max_seq_length` is how many tokens of a text the base model reads, None if it `reads` vectors.
+    `max_seq_length` is how many tokens of a text the base model reads, None if it `reads` vectors. Raises LikenessError
+    `not_found`, or `out_of_range` for a deadline that has passed.
     """
     openai = request.hyperparameters
+    _refuse_past(session, request.deadline)
     named = job_files.named(request).values()
     others = session.scalars(select(File).where(File.id.in_(named)).order_by(File.id)).all()
     files = [*{file.id: file for file in (training, validation, *others) if file}.values()]
@@ -54,6 +56,8 @@ def create(
         suffix=request.suffix,
         priority=request.priority,
         job_metadata=request.metadata,
+        max_runtime_seconds=request.max_runtime_seconds,
+        deadline_at=None if request.deadline is None else func.to_timestamp(request.deadline),
         reads=reads,
         max_seq_length=max_seq_length,
     )
@@ -66,6 +70,17 @@ def create(
     session.flush()
     session.refresh(row)
     return row
+
+
+def _refuse_past(session: Session, deadline: int | None) -> None:
+    """Refuse a deadline that has passed, by the clock that ends the job."""
+    now = session.scalar(select(func.extract("epoch", func.clock_timestamp()))) if deadline is not None else None
+    if deadline is not None and now is not None and deadline <= now:
+        raise LikenessError(
+            "out_of_range",
+            f"`deadline` must be a Unix time to come, in seconds: {deadline} was {int(now) - deadline} s ago.",
+            param="deadline",
+        )
 
 
 def check_room(session: Session, most: int) -> None:

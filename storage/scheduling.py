@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, Row, Subquery, case, false, func, literal,
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from storage import attempts, queue
+from storage import attempts, leases, queue
 from storage.claims import claimed, is_claimed
 from storage.database import Database
 from storage.files import WITHOUT_VERDICT
@@ -65,11 +65,11 @@ _WORK: dict[QueueName, _Work] = {
 }
 
 
-def take(database: Database, worker_id: str) -> Job | None:
+def take(database: Database, worker_id: str, *, lease_seconds: float = leases.SECONDS) -> Job | None:
     """The job whose turn it is, its lease taken for the worker. None if none is queued. Raises OperationalError."""
     while (next_one := _next(database, "gpu")) is not None:
         with database.session_across_teams() as session:
-            job = attempts.start(session, next_one.id, next_one.attempt, worker_id)
+            job = attempts.start(session, next_one.id, next_one.attempt, worker_id, lease_seconds=lease_seconds)
             if job is not None:
                 job.in_turn = True
                 _begin_turn(session, "gpu", job.team_id)

@@ -167,7 +167,7 @@ def running_installation(settings: ServiceSettings) -> Iterator[Installation]:
         with ExitStack() as clients:
             yield Installation(f"http://127.0.0.1:{port}", key, settings, database, application.state.service, clients)
     finally:
-        application.state.service.stopping = True
+        application.state.service.drain.begin()
         server.should_exit = True
         thread.join()
         database.dispose()

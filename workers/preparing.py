@@ -6,9 +6,10 @@ is told before one is taken: rows that can't be used, pairs that aren't there, b
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import structlog
@@ -27,27 +28,31 @@ from encoders.tokenizer import TextTokenizer
 from storage import disk, job_files, job_moves, models, preparations
 from storage.artifacts import ArtifactStore
 from storage.database import Database
+from storage.job_base import JobBase
 from storage.model_folders import ModelFolders
 from storage.settings import StorageSettings
 from storage.tables import Job
-from workers import model_options
+from workers import model_options, scratch_base
 from workers.adapters import NoTokenizer, WrongAdapterError, check_dimension, dimension_of, tokenizer_of, with_form
 from workers.data import validation
 from workers.data.overlap import MOST_OF_IT, rows_in_training
 from workers.data.preparation import NoRowsError, PreparationStopped
 from workers.data.prepared import Prepared
+from workers.data.row import Row
+from workers.data.scores import FOR_EVALUATION
 from workers.dataset_files import DatasetFiles, StoredDataset
 from workers.evaluation.plan import NotEvaluableError, split_for
 from workers.patience import patiently
-from workers.prompts import prompts_of
+from workers.prompts import prompts_asked, prompts_of
 from workers.search.selection import searchable
 from workers.training.batches import NoBatchError
 from workers.training.mining import MINED_FORMATS
 from workers.training.mixing import Mixture
+from workers.untokenized import Untokenized
 
 log = structlog.get_logger("likeness.preparing")
 
-_LOOK_EVERY_SECONDS = 1.0
+_LOOK_EVERY_SECONDS = 0.5
 _TELL_EVERY_SECONDS = 10.0
 _DIRECTED = ("pairs", "triplets", "vector_pairs")
 
@@ -76,7 +81,8 @@ def prepare(settings: StorageSettings, database: Database, job_id: str, stop: th
     except PreparationStopped:
         log.info("preparation_stopped", reason="the worker stops" if stop.is_set() else "the job is over")
         if stop.is_set():
-            _patiently(database, lambda session: preparations.give_back(session, job_id))
+            begun = job.preparations_begun
+            _patiently(database, lambda session: preparations.give_back(session, job_id, begun=begun))
     except (NotTrainableError, LikenessError) as refusal:
         _fail(database, job_id, refusal.code, str(refusal))
     except (validation.DatasetError, NoRowsError) as refusal:
@@ -135,6 +141,10 @@ def _why(error: Exception) -> tuple[str, str]:
     )
 
 
+def _say_nothing(message: str, *, level: job_moves.Level = "info") -> None:
+    """For what is decided twice, and said the second time."""
+
+
 class _Preparation:
     """One job's preparation, from its files to its method without any `auto`."""
 
@@ -144,6 +154,7 @@ class _Preparation:
         self._job = job
         self._stop = stop
         self._method = Method(**job.method)
+        self._verified: dict[str, StoredDataset] = {}
         self._looked = self._told = time.monotonic()
         self._over = False
 
@@ -155,9 +166,10 @@ class _Preparation:
         files = self._dataset_files(tokenizer, prompts_of(self._job, self._method.contrastive.model, folder))
         asked = self._method.contrastive.hyperparameters.max_seq_length
         limit = min(asked, tokenizer.max_seq_length) if isinstance(asked, int) else tokenizer.max_seq_length
-        training = [self._prepared(files, file_id, limit) for file_id in job_files.training_ids(self._job)]
+        training = self._training(files, limit)
         held_out = self._job.validation_file
         validation = self._prepared(files, held_out, limit) if held_out else None
+        self._check_no_scores(training)
         method = self._resolved(training, folder)
         self._check_mixture(training)
         if self._job.reads == "vectors":
@@ -171,7 +183,8 @@ class _Preparation:
             self._check_overlap(training, each)
         method, split = split_for(method, training, validation, self._job.seed, asked=self._method, say=self._say)
         method = searchable(method, split, training, self._job.seed, say=self._say)
-        for each in [*(split.training if split else training), *held_out_rows]:
+        with_a_loss = [each for each in held_out_rows if each.scores is None]
+        for each in [*(split.training if split else training), *with_a_loss]:
             self._check_batches(each, method)
         return method
 
@@ -181,7 +194,9 @@ class _Preparation:
         if reason := model_options.reason_against(self._method.contrastive.model, folder):
             raise NotTrainableError("invalid_value", f"`method.contrastive.model`: {reason}")
 
-    def _dataset_files(self, tokenizer: TextTokenizer | NoTokenizer, prompts: Prompts | None) -> DatasetFiles:
+    def _dataset_files(
+        self, tokenizer: TextTokenizer | NoTokenizer | Untokenized, prompts: Prompts | None = None
+    ) -> DatasetFiles:
         try:
             return DatasetFiles(self._settings, self._database, tokenizer, self._method.contrastive.data, prompts)
         except ValueError as error:
@@ -196,15 +211,66 @@ class _Preparation:
             return folders.verified(tuned.id, tuned.artifact, weights_sha256=tuned.weights_sha256)
         if self._job.model == registry.ADAPTER:
             return None
+        if self._job.model == registry.SCRATCH:
+            return self._from_scratch()
         return registry.locate(self._job.model, self._settings.base_models_dir)
 
+    def _from_scratch(self) -> Path:
+        """The tokenizer and the untrained weights of this job, made now unless an earlier beginning has made them."""
+        base = JobBase(ArtifactStore(self._settings.artifacts_dir), self._job.id)
+        if base.is_whole():
+            return base.folder
+        files = self._dataset_files(Untokenized())
+        sources = [
+            scratch_base.Source(self._rows(files, file_id), data)
+            for file_id, data in zip(job_files.training_ids(self._job), self._trained_on(files), strict=True)
+        ]
+        model = self._method.contrastive.model
+        assert model.scratch is not None  # noqa: S101 (the job was created with it)
+        prompts = prompts_asked(model) or Prompts()
+        with base.publishing() as folder:
+            made = scratch_base.make(folder, sources, prompts, model.scratch, seed=self._job.seed)
+        self._say(made.told(), level="info" if made.has_pieces else "warn")
+        return base.folder
+
+    def _trained_on(self, files: DatasetFiles) -> Sequence[Prepared]:
+        """The training files before there are tokens, without the rows that will be held out. Raises as `run` does."""
+        training = self._training(files, Untokenized.max_seq_length)
+        method = self._resolved(training, None)
+        self._check_mixture(training)
+        for each in training:
+            self._check_format(each, method)
+        if self._job.validation_file is not None:
+            return training
+        _, split = split_for(method, training, None, self._job.seed, asked=self._method, say=_say_nothing)
+        return split.training if split else training
+
+    def _rows(self, files: DatasetFiles, file_id: str) -> Iterator[Row]:
+        """All rows of a file, as long as the job is not over. Raises PreparationStopped."""
+        for row in files.all_rows(self._stored(files, file_id)):
+            if self._is_over():
+                raise PreparationStopped
+            yield row
+
+    def _training(self, files: DatasetFiles, limit: int) -> list[Prepared]:
+        return [self._prepared(files, file_id, limit) for file_id in job_files.training_ids(self._job)]
+
     def _prepared(self, files: DatasetFiles, file_id: str, limit: int) -> Prepared:
-        stored = files.verified(file_id)
-        if not self._method.contrastive.data.as_uploaded:
-            self._validate(files, stored)
         return files.prepared(
-            stored, limit=limit, progress=self._telling("Tokenized {:,} rows"), should_stop=self._is_over
+            self._stored(files, file_id),
+            limit=limit,
+            progress=self._telling("Tokenized {:,} rows" if limit > 1 else "Read {:,} rows"),
+            should_stop=self._is_over,
         )
+
+    def _stored(self, files: DatasetFiles, file_id: str) -> StoredDataset:
+        """A file that is as it was sent, and whose rows can be used as the job reads them; looked at once."""
+        if file_id not in self._verified:
+            stored = files.verified(file_id)
+            if not self._method.contrastive.data.as_uploaded:
+                self._validate(files, stored)
+            self._verified[file_id] = stored
+        return self._verified[file_id]
 
     def _validate(self, files: DatasetFiles, stored: StoredDataset) -> None:
         """Judge the file as the job says that it is to be read; when it was uploaded nobody had said so."""
@@ -230,6 +296,12 @@ class _Preparation:
             pads=pads,
         )
 
+    def _check_no_scores(self, training: Sequence[Prepared]) -> None:
+        """Raises NotTrainableError if rows were to be trained on that may be unlike."""
+        for file_id, data in zip(job_files.training_ids(self._job), training, strict=True):
+            if data.scores is not None:
+                raise NotTrainableError("pairs_with_score", f"The training file {file_id}: {FOR_EVALUATION}")
+
     def _check_mixture(self, training: Sequence[Prepared]) -> None:
         """Raises NotTrainableError if one encoder can't read all of the files."""
         widths = {None if data.vectors is None else data.vectors.shape[1] for data in training}
@@ -245,6 +317,8 @@ class _Preparation:
         wrong = wrong_file(self._job.model, self._job.reads, data.format)
         if wrong is not None:
             raise NotTrainableError("invalid_value", wrong)
+        if data.scores is not None:
+            return  # what follows is about training
         if method.contrastive.loss.symmetric is not None and data.format not in _DIRECTED:
             raise NotTrainableError(
                 "invalid_value",
@@ -277,18 +351,19 @@ class _Preparation:
         if known > MOST_OF_IT * len(validation):
             raise NotTrainableError(
                 "evaluation_in_training",
-                f"{known} of the validation file's {len(validation)} rows stand in the {where}, so its loss "
+                f"{known} of the validation file's {len(validation)} rows stand in the {where}, so it "
                 "would measure memory. Take rows that are not trained on.",
             )
         if known:
             self._say(
-                f"{known} of the validation file's {len(validation)} rows stand in the {where}; on these its "
-                "loss measures memory. Take them out of one of the two.",
+                f"{known} of the validation file's {len(validation)} rows stand in the {where}; on these it "
+                "measures memory. Take them out of one of the two.",
                 level="warn",
             )
 
     def _say(self, message: str, *, level: job_moves.Level = "info") -> None:
-        _patiently(self._database, lambda session: preparations.record(session, self._job.id, message, level=level))
+        job_id, key = self._job.id, secrets.token_hex(8)
+        _patiently(self._database, lambda session: preparations.record(session, job_id, message, level=level, key=key))
 
     def _telling(self, sentence: str) -> Callable[[int], None]:
         """Says now and then, in the job's events, how far it is."""
@@ -301,7 +376,7 @@ class _Preparation:
         return tell
 
     def _is_over(self) -> bool:
-        """Whether to stop: the worker does, or the job has been cancelled, which is looked up once a second."""
+        """Whether to stop: the worker does, or the job has been cancelled, which is looked up twice a second."""
         if self._stop.is_set():
             return True
         if not self._over and time.monotonic() - self._looked >= _LOOK_EVERY_SECONDS:

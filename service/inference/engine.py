@@ -84,7 +84,7 @@ class InferenceEngine:
         return Embedded(vectors=embedded, tokens=0, truncated=[])
 
     async def probe(self) -> None:
-        """Embed a word, to know that it can be done; under load see to it that texts are being embedded.
+        """Embed a word, if there is a model to do it; under load see to it that texts are being embedded.
 
         Raises TimeoutError when nothing moves, and LikenessError.
         """
@@ -95,14 +95,15 @@ class InferenceEngine:
             return
         async with asyncio.timeout(_PROBE_SECONDS):
             # Rather one in memory than a certain one, which would push another out.
-            encoder = self._pool.last_used() or await self._pool.get(self._some_base_model())
-            await self._batcher.embed(encoder.embed, _something_to_embed(encoder))
+            encoder = self._pool.last_used() or await self._some_base_encoder()
+            if encoder is not None:
+                await self._batcher.embed(encoder.embed, _something_to_embed(encoder))
 
-    def _some_base_model(self) -> NamedModel:
-        """A base model whose weights are here; if none are, any: loading it says what to install."""
-        models = base_models(self._settings.base_models_dir)
-        installed = (model for model in models.values() if self._pool.has_weights(model))
-        return next(installed, next(iter(models.values())))
+    async def _some_base_encoder(self) -> AnyEncoder | None:
+        """One whose weights are here; None in an installation whose models are all made by its jobs."""
+        models = base_models(self._settings.base_models_dir).values()
+        installed = next((model for model in models if self._pool.has_weights(model)), None)
+        return None if installed is None else await self._pool.get(installed)
 
     def close(self) -> None:
         """Let the running forward pass end, and no other begin."""

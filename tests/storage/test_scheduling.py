@@ -201,7 +201,7 @@ def test_a_job_whose_worker_fell_silent_goes_on_before_all_others(database: Data
     take(database)
     expire_lease(database, lost)
     with database.session_across_teams() as session:
-        attempts.rescue_expired(session)
+        assert attempts.rescue(session, lost, 1)
 
     assert take(database).id == lost
 

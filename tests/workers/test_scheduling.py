@@ -19,7 +19,7 @@ from storage.processes import start_child
 from workers import tasks
 from workers.worker import LikenessWorker
 
-tasks._start_training = lambda job_id, attempt: start_child(["true"], new_group=False)
+tasks._start_training = lambda *_: start_child(["true"], new_group=False)
 worker = LikenessWorker(["gpu"], connection=queue.connect(sys.argv[1]), serializer=JSONSerializer)
 worker.work(burst=True, max_jobs=2)
 """

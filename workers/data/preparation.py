@@ -202,6 +202,7 @@ class _Writer:
         self._column("row_starts", np.int64).append(ends)
         self._column("contents", np.int64).append(content_ids(inputs))
         self._add_labels(chunk)
+        self._add_scores(chunk)
         self.rows += len(chunk)
         self.items += len(inputs)
 
@@ -214,6 +215,11 @@ class _Writer:
         if labels:
             numbers = self._label_numbers
             self._column("labels", np.int32).append([numbers.setdefault(label, len(numbers)) for label in labels])
+
+    def _add_scores(self, chunk: list[Row]) -> None:
+        scores = [row.score for row in chunk if row.score is not None]
+        if scores:
+            self._column("scores", np.float64).append(scores)
 
     def _tokenize_next(self, texts: list[str]) -> None:
         following = self._pool.submit(_tokenize, texts, self._tokenizer, self._limit)

@@ -97,9 +97,11 @@ class Checkpoints:
                 continue
             if reason is None:
                 self._saved_step = step
+                self._recorder.goes_on_from(step)
                 self._recorder.say(f"Goes on from the checkpoint after step {step} of {self._trainer.total_steps}")
                 return
             self._reject(step, reason)
+            self._recorder.flush()  # which only the attempt that runs can
             self._stored.remove(step)
 
     def _reject(self, step: int, reason: str) -> None:
@@ -176,14 +178,14 @@ class Checkpoints:
         return None
 
     def _tell_differences(self, before: dict[str, Any]) -> None:
-        now = _machine(self._trainer)
-        changes = [
-            f"{name} {before.get(name)} before, {value} now" for name, value in now.items() if before.get(name) != value
-        ]
-        if changes:
+        now, before = _machine(self._trainer), {"processes": 1, **before}
+        changed = [name for name, value in now.items() if before.get(name) != value]
+        if changed:
+            changes = "; ".join(f"{name} {before.get(name)} before, {now[name]} now" for name in changed)
+            but_for = "rounding and the draws of dropout" if "processes" in changed else "rounding"
             self._recorder.say(
-                f"Not where the checkpoint was made ({'; '.join(changes)}): the weights will be equal to those of an "
-                "uninterrupted training but for rounding.",
+                f"Not where the checkpoint was made ({changes}): the weights will be equal to those of an "
+                f"uninterrupted training but for {but_for}.",
                 level="warn",
             )
 
@@ -222,6 +224,7 @@ def _machine(trainer: Trainer) -> dict[str, Any]:
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(device) if cuda else _processor(),
         "threads": torch.get_num_threads(),
+        "processes": trainer.ranks.count,
     }
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from encoders.prompts import Prompts
 from tests.faults import Fault, at_every
-from tests.workers.data.rows import CLS, SEP, labelled, pair, plain, prepared, triplet, words
+from tests.workers.data.rows import CLS, SEP, labelled, pair, plain, prepared, scored, triplet, words
 from workers.data import preparation
 from workers.data.contents import content_ids
 from workers.data.derived import cache_key, cached, sweep
@@ -71,6 +71,13 @@ def test_labels_are_numbered_as_they_come(folder):
     data = prepared(folder, [labelled("one", "b"), labelled("two", "a"), labelled("three", "b")])
     assert data.labels.tolist() == [0, 1, 0]
     assert data.label_names == ["b", "a"]
+
+
+def test_scores_stand_beside_their_rows(folder):
+    data = prepared(folder, [scored("one", "two", -0.5), scored("two", "three", 1e300)])
+    assert data.scores.tolist() == [-0.5, 1e300]
+    assert (data.format, data.labels, data.distinct) == ("scored_pairs", None, 3)
+    assert prepared(folder.with_name("pairs"), PAIRS).scores is None
 
 
 def test_vectors_are_kept_as_they_are(folder):

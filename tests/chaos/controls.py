@@ -1,0 +1,57 @@
+"""The negative controls: with one guard of the product taken away, the faults that it is there for must be noticed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.chaos.findings import Figure, Finding
+
+
+@dataclass(frozen=True)
+class Control:
+    """A guard, the rows that must go red without it with how many faults each, and in which figures."""
+
+    guard: str
+    rows: Mapping[int, int]
+    figures: frozenset[Figure]
+
+
+_WRONG = frozenset({Figure.DOUBLED, Figure.MISREPORTED, Figure.UNEQUAL, Figure.TORN, Figure.HUNG, Figure.LOST})
+CONTROLS = (
+    Control("fencing", {3: 3, 9: 4, 10: 3}, _WRONG),
+    Control("durability", {15: 6, 17: 5}, _WRONG | {Figure.OUT_OF_BOUNDS}),
+    Control("state", {1: 4}, frozenset({Figure.UNEQUAL})),
+    Control("outbox", {7: 3}, _WRONG | {Figure.OUT_OF_BOUNDS}),
+    Control("clock", {18: 3}, _WRONG | {Figure.OUT_OF_BOUNDS}),
+)
+
+
+@dataclass
+class ControlResult:
+    """What a run without a guard was found guilty of, by row."""
+
+    control: Control
+    findings: dict[int, list[Finding]] = field(default_factory=dict)
+    not_run: dict[int, str] = field(default_factory=dict)  # rows, and why
+
+    @property
+    def red(self) -> bool:
+        """Whether every row that was run went red."""
+        return all(self.findings.get(row) for row in self.control.rows if row not in self.not_run)
+
+    def as_json(self) -> dict[str, Any]:
+        found = {row: [str(finding) for finding in findings] for row, findings in self.findings.items()}
+        return {"guard": self.control.guard, "red": self.red, "findings": found, "not_run": self.not_run}
+
+    def lines(self) -> list[str]:
+        """A line for each row."""
+        return [f"without {self.control.guard}, row {row}: {self._told(row)}" for row in self.control.rows]
+
+    def _told(self, row: int) -> str:
+        if row in self.not_run:
+            return f"NOT RUN, {self.not_run[row]}"
+        if not self.findings.get(row):
+            return "STAYED GREEN, so that its green proves nothing"
+        return f"red, {self.findings[row][0]}"
