@@ -219,15 +219,6 @@ class ArtifactStore:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         return ", ".join(wrong[:3]) + more if wrong else None
 
-    def verify_model(self, artifact: str, *, weights_sha256: str | None = None) -> Path:
-        """The folder of a model that is as it was written; see `damage_of`.
-
-        Raises LikenessError `artifact_corrupt`, and OSError where the disk can't be read.
-        """
-        if damage := self.damage_of(artifact, weights_sha256=weights_sha256):
-            raise corrupt_model(artifact, damage)
-        return self.model(artifact)
-
     def card(self, artifact: str) -> str:
         """The model card in a published model's folder, if it has one.
 

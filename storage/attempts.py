@@ -171,7 +171,7 @@ def disk_failed(session: Session, job_id: str, attempt: int, what: str) -> None:
         job_moves.died(session, row, Death(what, after_step=_last_step(row), from_outside=True))
     else:
         remedy = "See to the disk, then let `likeness verify` look for what it has damaged"
-        job_moves.pause(session, row, "error", f"{what}. {remedy}")
+        job_moves.pause(session, row, "error", f"{what}, again and again; the last checkpoint is kept. {remedy}")
 
 
 def abandoned(session: Session, worker_id: str, death: Death | None) -> str | None:

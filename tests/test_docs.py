@@ -65,6 +65,12 @@ def test_every_file_named_exists(page: Path) -> None:
             assert (ROOT / name).exists() or name == "docker/.env", name
 
 
+def test_every_test_that_is_named_exists() -> None:
+    tests = "".join(path.read_text() for path in ROOT.glob("tests/**/test_*.py"))
+    named = {name for page in PAGES for name in inline_code(page) if re.fullmatch(r"test_\w+", name)}
+    assert {name for name in named if f"def {name}(" not in tests} == set()
+
+
 @pytest.mark.parametrize("page", DECISIONS, ids=lambda page: page.stem)
 def test_a_decision_has_its_parts_and_fits_a_page(page: Path) -> None:
     text = page.read_text()

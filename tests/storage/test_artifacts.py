@@ -204,7 +204,7 @@ def test_a_disk_full_while_assembling_is_told_and_keeps_the_parts(store: Artifac
 
 
 def test_a_published_model_is_complete_and_verifies(store: ArtifactStore, published: Path, tmp_path: Path) -> None:
-    assert store.verify_model("model-1") == published
+    assert store.damage_of("model-1") is None
     assert contents(tmp_path) == {
         "models/model-1",
         "models/model-1/1_Pooling",
@@ -235,7 +235,7 @@ def test_a_model_that_exists_is_never_replaced(store: ArtifactStore, published: 
     with pytest.raises(AlreadyPublishedError), store.publishing_model("model-1") as folder:
         (folder / "model.safetensors").write_bytes(b"other weights")
 
-    assert store.verify_model("model-1") == published
+    assert store.damage_of("model-1") is None
 
 
 def flip_a_bit(folder: Path) -> None:
@@ -297,21 +297,13 @@ def test_corruption_is_found_and_named(store: ArtifactStore, published: Path, co
     corrupt, name = CORRUPTIONS[corruption]
     corrupt(published)
 
-    with pytest.raises(LikenessError) as refusal:
-        store.verify_model("model-1")
-
-    assert refusal.value.code == "artifact_corrupt"
-    assert name in refusal.value.message
+    assert name in (store.damage_of("model-1") or "")
 
 
 def test_a_model_in_anothers_place_is_found_by_its_rows_checksum(store: ArtifactStore, published: Path) -> None:
     weights = hashlib.sha256(bytes(range(256))).hexdigest()
-    assert store.verify_model("model-1", weights_sha256=weights) == published
-
-    with pytest.raises(LikenessError) as refusal:
-        store.verify_model("model-1", weights_sha256="0" * 64)
-
-    assert (refusal.value.code, refusal.value.headers["x-should-retry"]) == ("artifact_corrupt", "false")
+    assert store.damage_of("model-1", weights_sha256=weights) is None
+    assert store.damage_of("model-1", weights_sha256="0" * 64) == "model.safetensors is another model's"
 
 
 def test_of_much_that_is_wrong_some_is_named(store: ArtifactStore, published: Path) -> None:

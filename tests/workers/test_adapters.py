@@ -159,7 +159,7 @@ def test_labelled_vectors_are_held_out_by_label(shared: Installation) -> None:
 def test_what_is_published_is_what_is_served(shared: Installation, trained: Any) -> None:
     with shared.database.session_across_teams() as session:
         row = session.scalars(select(Model).where(Model.job_id == trained.id)).one()
-    folder: Path = ArtifactStore(shared.settings.artifacts_dir).verify_model(row.artifact)
+    folder: Path = ArtifactStore(shared.settings.artifacts_dir).model(row.artifact)
     vectors, _ = pairs_of(4, 5)
 
     made = VectorAdapter.load(folder).embed(vectors)

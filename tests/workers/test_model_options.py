@@ -48,7 +48,7 @@ def created(shared: Installation, options: dict[str, Any], *, model: str = TINY,
 def folder_of(shared: Installation, job: Any) -> Path:
     with shared.database.session_across_teams() as session:
         model = session.scalars(select(Model).where(Model.job_id == job.id)).one()
-    return ArtifactStore(shared.settings.artifacts_dir).verify_model(model.artifact)
+    return ArtifactStore(shared.settings.artifacts_dir).model(model.artifact)
 
 
 def vectors(shared: Installation, model: str, **extra: Any) -> np.ndarray:

@@ -246,7 +246,7 @@ class _Run:
 
     def leave_failing_disk(self, error: OSError) -> None:
         """Have another attempt go on from the last checkpoint; not again and again, but until somebody has a look."""
-        what = f"The disk of the data directory failed ({error.strerror}); the last checkpoint is kept"
+        what = f"The disk of the data directory failed ({error.strerror})"
         log.error("disk_failed", reason=error.strerror, path=error.filename)
         self._leave(lambda session: attempts.disk_failed(session, self._attempt.job_id, self._attempt.number, what))
 

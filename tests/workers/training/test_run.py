@@ -75,7 +75,9 @@ def no_file_longer_than(size: int) -> Iterator[None]:
 def test_what_is_published_opens_in_sentence_transformers_with_the_same_vectors(
     shared: Installation, store: ArtifactStore, trained: Any
 ) -> None:
-    folder = store.verify_model(model_of(shared, trained).artifact)
+    artifact = model_of(shared, trained).artifact
+    assert store.damage_of(artifact) is None
+    folder = store.model(artifact)
     theirs = SentenceTransformer(str(folder), device="cpu").encode(TEXTS)
 
     answer = shared.openai.embeddings.create(model=trained.fine_tuned_model, input=TEXTS)
@@ -202,7 +204,7 @@ def test_a_tuned_model_can_be_tuned_further_and_keeps_its_base(
     assert row.base_model == TINY
     assert row.id.startswith(f"ft:{TINY}:")
     assert row.weights_sha256 != model_of(shared, trained).weights_sha256
-    store.verify_model(row.artifact)
+    assert store.damage_of(row.artifact) is None
 
 
 # --- a job that fails, with a reason ---
@@ -427,5 +429,5 @@ def test_a_success_whose_confirmation_was_lost_keeps_its_model(
     database.dispose()
     ended = shared.openai.fine_tuning.jobs.retrieve(job.id)
     assert ended.status == "succeeded"
-    store.verify_model(model_of(shared, ended).artifact)
+    assert store.damage_of(model_of(shared, ended).artifact) is None
     assert messages_of(shared, job.id).count(f"New fine-tuned model created: {ended.fine_tuned_model}") == 1
