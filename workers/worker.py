@@ -104,7 +104,10 @@ class LikenessWorker(Worker):
     stop_asked = False
     #: How the child has ended.
     _child_status: int | None = None
-    _kills: RecentKills
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._kills = RecentKills()
 
     def request_stop(self, signum: int, frame: FrameType | None) -> None:
         """On the first SIGTERM or SIGINT: end, as soon as the running task has."""
@@ -160,7 +163,8 @@ class LikenessWorker(Worker):
 
     def monitor_work_horse(self, job: Job, queue: Queue, execution: Execution) -> None:
         """Wait for the child's end. If it was killed, say in PostgreSQL what it can't say any more."""
-        self._child_status, self._kills = None, RecentKills()
+        self._child_status = None
+        self._kills = RecentKills()
         try:
             super().monitor_work_horse(job, queue, execution)
         finally:

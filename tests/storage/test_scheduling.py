@@ -14,7 +14,7 @@ from storage import attempts, jobs, queue, scheduling
 from storage.claims import claimed
 from storage.database import Database
 from storage.tables import Job
-from tests.storage.rows import TEAM, add_file, add_job, add_team, expire_lease, job_of, prepare
+from tests.storage.rows import TEAM, add_file, add_job, add_team, expire_lease, job_of, prepare, rescue
 
 
 @pytest.fixture
@@ -200,8 +200,7 @@ def test_a_job_whose_worker_fell_silent_goes_on_before_all_others(database: Data
     lost, _ = add_jobs(database, 1) + add_jobs(database, 1, team=other)
     take(database)
     expire_lease(database, lost)
-    with database.session_across_teams() as session:
-        assert attempts.rescue(session, lost, 1)
+    rescue(database)
 
     assert take(database).id == lost
 

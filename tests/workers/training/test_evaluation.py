@@ -47,3 +47,16 @@ def test_the_mode_is_left_when_it_fails(encoder, data, loss):
 def test_it_leaves_no_gradients(encoder, data, loss):
     validation_loss(encoder, data, loss, batch_size=8, seed=0)
     assert all(parameter.grad is None for parameter in encoder.parameters())
+
+
+def test_it_can_be_left_before_each_batch(encoder, data, loss):
+    batches = []
+
+    def count():
+        batches.append(1)
+        if len(batches) == 2:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        validation_loss(encoder, data, loss, batch_size=8, seed=0, before_batch=count)
+    assert len(batches) == 2
