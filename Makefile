@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format docs figures bench-loss bench-data bench-train chaos constraints clean
+.PHONY: help setup demo test lint format docs figures bench-loss bench-data bench-train bench-defaults bench-scratch chaos \
+	constraints clean
 
 help: ## List the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -50,6 +51,12 @@ bench-train: $(INSTALLED) ## Measure training beside sentence-transformers' trai
 	$(BIN)/pip install --quiet --upgrade-strategy only-if-needed --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m bench.train
 	$(BIN)/python -m bench.train_step
+
+bench-defaults: $(INSTALLED) ## Measure what `auto` stands for against its alternatives: half an hour
+	$(BIN)/python -m bench.defaults
+
+bench-scratch: $(INSTALLED) ## Train an encoder from scratch beside the one that comes along, on the demo's pairs
+	$(BIN)/python -m bench.scratch
 
 chaos: $(INSTALLED) ## Break everything on purpose, hundreds of times, and judge from outside: an hour
 	$(BIN)/python -m tests.chaos --production --controls

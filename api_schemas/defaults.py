@@ -25,6 +25,8 @@ LEARNING_RATE = 5e-5
 #: pairs, linear and mlp), from 1e-4 to 1e-2 every larger rate found more of the held-out partners: at D = 384, 28 % of
 #: them before training, 92 % after it at 1e-3, 99 % at 3e-3, 100 % at 1e-2. This one keeps some distance from the last.
 ADAPTER_LEARNING_RATE = 3e-3
+#: Of an encoder from scratch.
+SCRATCH_LEARNING_RATE = 5e-4
 BATCH_SIZE = 64
 #: Two labels of two texts each: less holds no positive and negative at once for labelled texts.
 SMALLEST_BATCH = 4
@@ -32,6 +34,8 @@ SMALLEST_BATCH = 4
 ROWS_SEEN = 10_000
 #: … but no row more often than this.
 MOST_EPOCHS = 10
+#: From scratch there is more to learn.
+SCRATCH_ROWS_SEEN, SCRATCH_MOST_EPOCHS = 150_000, 30
 #: A batch leaves at least this many steps in an epoch, as far as the data allows.
 FEWEST_STEPS_PER_EPOCH = 4
 #: An evaluation split holds this share of the rows …
@@ -65,11 +69,13 @@ def resolve(
     """
     openai = openai or OpenAIHyperparameters()
     asked = method.contrastive.hyperparameters
+    from_scratch = method.contrastive.model.scratch is not None
     multiplier = openai.learning_rate_multiplier
-    fallback_rate = usual_learning_rate(max_seq_length) * (1.0 if multiplier == "auto" else multiplier)
+    usual_rate = usual_learning_rate(max_seq_length, from_scratch=from_scratch)
+    fallback_rate = usual_rate * (1.0 if multiplier == "auto" else multiplier)
     hyperparameters = asked.model_copy(
         update={
-            "n_epochs": _first(asked.n_epochs, openai.n_epochs, _epochs(rows)),
+            "n_epochs": _first(asked.n_epochs, openai.n_epochs, _epochs(rows, from_scratch=from_scratch)),
             "batch_size": _first(asked.batch_size, openai.batch_size, usual_batch_size(rows)),
             "learning_rate": _first(asked.learning_rate, fallback_rate),
             "max_seq_length": _length(asked.max_seq_length, max_seq_length),
@@ -162,13 +168,16 @@ def _length(asked: int | Literal["auto"] | None, most: int | None) -> int | None
     return min(asked, most)
 
 
-def _epochs(rows: int) -> int:
-    return min(MOST_EPOCHS, max(1, round(ROWS_SEEN / max(rows, 1))))
+def _epochs(rows: int, *, from_scratch: bool) -> int:
+    seen, most = (SCRATCH_ROWS_SEEN, SCRATCH_MOST_EPOCHS) if from_scratch else (ROWS_SEEN, MOST_EPOCHS)
+    return min(most, max(1, round(seen / max(rows, 1))))
 
 
-def usual_learning_rate(max_seq_length: int | None) -> float:
+def usual_learning_rate(max_seq_length: int | None, *, from_scratch: bool) -> float:
     """Of an encoder that reads so many tokens; None: of an adapter for vectors."""
-    return ADAPTER_LEARNING_RATE if max_seq_length is None else LEARNING_RATE
+    if max_seq_length is None:
+        return ADAPTER_LEARNING_RATE
+    return SCRATCH_LEARNING_RATE if from_scratch else LEARNING_RATE
 
 
 def usual_batch_size(rows: int) -> int:

@@ -6,7 +6,11 @@ from pydantic import Field
 
 from api_schemas.base import ResponseModel
 
-MetricName = Literal["mrr", "recall@1", "recall@5", "recall@10", "ndcg@10", "map@r", "knn_accuracy", "nmi", "auc"]
+MetricName = Literal[
+    "mrr", "recall@1", "recall@5", "recall@10", "ndcg@10", "map@r", "knn_accuracy", "nmi", "spearman", "auc"
+]
+#: What is asked: which texts belong together, or how alike two are.
+Task = Literal["retrieval", "labels", "scored_pairs"]
 #: How people write them.
 TITLES: dict[MetricName, str] = {
     "mrr": "MRR",
@@ -17,6 +21,7 @@ TITLES: dict[MetricName, str] = {
     "map@r": "MAP@R",
     "knn_accuracy": "k-NN accuracy",
     "nmi": "NMI",
+    "spearman": "Spearman's rank correlation",
     "auc": "AUC",
 }
 
@@ -30,8 +35,12 @@ class EvaluationSplit(ResponseModel):
     )
     file: str = Field(description="The file's id.")
     rows: int = Field(description="Rows of the split.")
-    queries: int = Field(description="Texts that were asked about: of a large split, those of a sample of its rows.")
-    documents: int = Field(description="Texts among which each query's answers were looked for.")
+    queries: int = Field(
+        description="Texts that were asked about, or scored pairs: of a large split, those of a sample of its rows."
+    )
+    documents: int = Field(
+        description="Texts among which each query's answers were looked for; 0 for scored pairs, where nothing is."
+    )
     distractors: int = Field(description="Those of the documents that come from the training file.")
     groups: int = Field(description="Groups of queries that share texts. Intervals draw whole groups.")
 
@@ -51,22 +60,33 @@ class MetricComparison(ResponseModel):
 
 
 class ChangedExample(ResponseModel):
-    """A query whose answer moved far. Texts are cut to 200 characters."""
+    """A query whose answer moved far, or a scored pair that moved far. Texts are cut to 200 characters."""
 
     query: str
-    answer: str = Field(description="A right answer; of labelled texts their label.")
-    place_before: int = Field(description="Where the first right answer stood under the base encoder, from 1.")
+    answer: str = Field(description="A right answer; of labelled texts their label; of a scored pair its other text.")
+    place_before: int = Field(
+        description="Where the first right answer stood under the base encoder, from 1. Of a scored pair: where it "
+        "stood among all pairs by its cosine, the highest first."
+    )
     place_after: int = Field(description="Where it stands under the tuned one.")
+    score: float | None = Field(default=None, description="Of a scored pair.")
+    place_by_score: int | None = Field(
+        default=None, description="Where a scored pair belongs; pairs of one score share the middle of their places."
+    )
 
 
 class CosineHistogram(ResponseModel):
-    """How many pairs have a cosine within two edges. Counts are one fewer than edges."""
+    """How many pairs have a cosine within two edges. Counts are one fewer than edges.
+
+    Of scored pairs, right ones have a score above `divided_at`, which is halfway from the lowest to the highest.
+    """
 
     edges: list[float]
     right_before: list[int]
     right_after: list[int]
-    wrong_before: list[int] = Field(description="Of random pairs that are not alike.")
+    wrong_before: list[int] = Field(description="Of random pairs that are not alike; or of those with lower scores.")
     wrong_after: list[int]
+    divided_at: float | None = Field(default=None, description="null where pairs have no scores.")
 
 
 class MetricAtStep(ResponseModel):
@@ -107,7 +127,7 @@ class Evaluation(ResponseModel):
 
     object: Literal["fine_tuning.job.evaluation"] = "fine_tuning.job.evaluation"
     job: str
-    task: Literal["retrieval", "labels"]
+    task: Task
     metric: MetricName = Field(description="The main one.")
     summary: str = Field(description="What came of it, in a sentence.")
     split: EvaluationSplit

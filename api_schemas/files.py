@@ -7,8 +7,11 @@ from pydantic import Field
 from api_schemas.base import ResponseModel
 
 FileStatus = Literal["uploaded", "processed", "error"]
-DataFormat = Literal["pairs", "triplets", "labels", "views", "texts", "vectors", "vector_pairs"]
-#: What a file may be found to hold: rows to train on, or judgements about texts of two other files.
+#: What rows may be that are trained on.
+TrainingFormat = Literal["pairs", "triplets", "labels", "views", "texts", "vectors", "vector_pairs"]
+#: What rows may be: on scored pairs a job is evaluated only.
+DataFormat = Literal[TrainingFormat, "scored_pairs"]
+#: What a file may be found to hold: rows, or judgements about texts of two other files.
 FileFormat = Literal[DataFormat, "relevance"]
 
 #: The longest row of a dataset, in bytes.

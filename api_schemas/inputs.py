@@ -1,7 +1,7 @@
-"""Whether a file and a model go together: one reads texts, another vectors."""
+"""Whether a file, a model and options go together: models read texts or vectors, and one is still to be made."""
 
 from api_schemas.files import DataFormat
-from api_schemas.jobs import Contrastive, ModelOptions
+from api_schemas.jobs import Contrastive, Method, ModelOptions, ScratchOptions
 from api_schemas.models import Reads
 
 VECTOR_FORMATS: frozenset[DataFormat] = frozenset({"vectors", "vector_pairs"})
@@ -9,6 +9,8 @@ _OF_TEXTS = ("deletion", "span")
 _OF_VECTORS = ("noise", "masking")
 #: The base model for files of vectors.
 ADAPTER = "adapter"
+#: The base model that a job makes of its own texts.
+SCRATCH = "scratch"
 
 
 def wrong_file(model: str, reads: Reads, data_format: str) -> str | None:
@@ -27,8 +29,32 @@ def wrong_file(model: str, reads: Reads, data_format: str) -> str | None:
     return None
 
 
-def wrong_option(contrastive: Contrastive, reads: Reads) -> tuple[str, str] | None:
-    """The option that says nothing of what the model reads, if there is one: its path, and a sentence."""
+def with_scratch(method: Method, model: str) -> Method:
+    """The method of a job that starts from `model`, with the size of the encoder if the job makes it."""
+    options = method.contrastive.model
+    if model != SCRATCH or options.scratch is not None:
+        return method
+    options = options.model_copy(update={"scratch": ScratchOptions()})
+    return method.model_copy(update={"contrastive": method.contrastive.model_copy(update={"model": options})})
+
+
+def wrong_option(contrastive: Contrastive, model: str, reads: Reads) -> tuple[str, str] | None:
+    """The option that says nothing of the model or of what it reads, if there is one: its path, and a sentence."""
+    return _wrong_of_scratch(contrastive.model, model) or _wrong_of_inputs(contrastive, reads)
+
+
+def _wrong_of_scratch(options: ModelOptions, model: str) -> tuple[str, str] | None:
+    if model != SCRATCH:
+        if options.scratch is None:
+            return None
+        return "model.scratch", f"is for `model`: {SCRATCH!r}, and {model} has a size of its own. Leave it out."
+    kept = next((name for name in ("train", "freeze_layers") if getattr(options, name) not in ("full", 0)), None)
+    if kept is None:
+        return None
+    return f"model.{kept}", f"keeps weights as they are, and those of {SCRATCH!r} are random. Leave it out."
+
+
+def _wrong_of_inputs(contrastive: Contrastive, reads: Reads) -> tuple[str, str] | None:
     view, length = contrastive.data.view, contrastive.hyperparameters.max_seq_length
     if reads == "texts":
         if contrastive.model.adapter is not None:

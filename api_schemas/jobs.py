@@ -9,9 +9,10 @@ from pydantic_core.core_schema import ValidationInfo
 from api_schemas.base import Auto, AutoOrSearch, PrintableStr, RequestModel, ResponseModel
 from api_schemas.errors import ErrorDetail
 from api_schemas.evaluation import MetricName
-from api_schemas.files import DataFormat
+from api_schemas.files import TrainingFormat
 
 JobStatus = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
+Priority = Literal["low", "normal", "high"]
 #: States that a job never leaves.
 ENDED: frozenset[JobStatus] = frozenset({"succeeded", "failed", "cancelled"})
 
@@ -109,7 +110,7 @@ class ContrastiveHyperparameters(RequestModel):
 class DataOptions(RequestModel):
     """How the job's files are to be read, where their fields don't say it. See docs/data.md."""
 
-    format: DataFormat | Auto = Field(default="auto", description="What the rows are; auto: told by their fields.")
+    format: TrainingFormat | Auto = Field(default="auto", description="What the rows are; auto: told by their fields.")
     columns: dict[Annotated[str, Field(max_length=32)], Annotated[str, Field(max_length=256)]] | None = Field(
         default=None,
         max_length=8,
@@ -199,7 +200,9 @@ class EvaluationOptions(RequestModel):
         "unless early stopping or keep: best need more.",
     )
     metric: MetricName | Auto = Field(
-        default="auto", description="The main metric; auto: mrr, and map@r for labelled texts."
+        default="auto",
+        description="The main metric; auto: mrr, map@r for labelled texts, spearman for scored pairs, and auc where "
+        "they have two scores.",
     )
     keep: Literal["best", "last"] = Field(
         default="last", description="Which weights become the model: those of the last step, or of the best metric."
@@ -227,6 +230,21 @@ class LoraOptions(RequestModel):
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="Of what goes into them.")
 
 
+class ScratchOptions(RequestModel):
+    """The encoder that `model: "scratch"` makes: a BERT of this size, and a tokenizer trained on the job's texts."""
+
+    layers: Annotated[int, Field(ge=1, le=12)] = Field(default=4, description="Layers of attention.")
+    hidden_size: Annotated[int, Field(ge=64, le=768, multiple_of=64)] = Field(
+        default=256, description="Numbers of a token's state, and of a vector; each 64 have a head of attention."
+    )
+    vocabulary_size: Annotated[int, Field(ge=512, le=32768)] = Field(
+        default=8192, description="Tokens at most. Pieces of words that occur once only are none."
+    )
+    max_seq_length: Annotated[int, Field(ge=8, le=1024)] = Field(
+        default=256, description="Tokens that are read of a text."
+    )
+
+
 class ModelOptions(RequestModel):
     """What of the encoder is trained, and what it is asked to become; or the adapter for files of vectors.
 
@@ -237,6 +255,9 @@ class ModelOptions(RequestModel):
         default=None,
         description="For files of vectors: what the adapter may do to them. linear: a matrix; mlp: a layer of neurons "
         "beside them. null: linear, or what a tuned adapter is already. Not for models that read texts.",
+    )
+    scratch: ScratchOptions | None = Field(
+        default=None, description='For `model: "scratch"`: how large the encoder is. null: as the defaults say.'
     )
     train: Literal["full", "lora", "projection"] = Field(
         default="full",
@@ -352,6 +373,11 @@ class JobCreate(RequestModel):
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = Field(
         default=None, description="Fixes batches and dropout; 0 when not given."
     )
+    priority: Priority = Field(
+        default="normal",
+        description="Which of the team's own jobs go first: each step up counts as a day of waiting. It doesn't move "
+        "them before other teams' jobs, with which they take turns.",
+    )
     metadata: (
         Annotated[
             dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
@@ -360,6 +386,13 @@ class JobCreate(RequestModel):
     ) = Field(default=None, description="Up to 16 names, each of up to 64 characters, with values of up to 512.")
     integrations: Annotated[list[dict[str, Any]], Field(max_length=0)] | None = Field(
         default=None, description="None are supported; null and [] are accepted."
+    )
+    max_runtime_seconds: Annotated[int, Field(ge=1, le=10 * 365 * 24 * 3600)] | None = Field(
+        default=None,
+        description="How long its attempts may run, all together, before it fails. Waiting and preparing don't count.",
+    )
+    deadline: Annotated[int, Field(ge=1, le=253_402_300_799)] | None = Field(
+        default=None, description="Unix time, seconds, by which the job must have ended. Then it fails, in any state."
     )
 
 
@@ -373,8 +406,16 @@ class Progress(ResponseModel):
     seconds_left: float | None = None
 
 
+class Interruptions(ResponseModel):
+    """How attempts have ended that did not end the job. Only crashes and kills are counted against it."""
+
+    crashes: int = Field(description="Its process or its worker died, or was not heard of any more.")
+    out_of_memory: int = Field(description="The kernel killed its process for lack of memory.")
+    preemptions: int = Field(description="Its worker gave it back: it was told to stop, or PostgreSQL was away.")
+
+
 class Job(ResponseModel):
-    """A fine-tuning job, in OpenAI's shape; `attempt`, `started_at` and `progress` are ours."""
+    """A fine-tuning job, in OpenAI's shape, with some members of ours, such as `attempt` and `progress`."""
 
     id: str
     object: Literal["fine_tuning.job"] = "fine_tuning.job"
@@ -397,10 +438,19 @@ class Job(ResponseModel):
     )
     hyperparameters: dict[str, Any] = Field(description="n_epochs, batch_size and learning_rate_multiplier again.")
     seed: int
+    priority: Priority
+    queue_position: int | None = Field(
+        default=None,
+        description="Of a queued job: its place among the team's own queued jobs; 1 is the next. Other teams' jobs "
+        "take turns with them.",
+    )
     suffix: str | None = None
     metadata: dict[str, str] | None = None
     integrations: list[dict[str, Any]] = Field(default_factory=list)
     trained_tokens: int | None = None
+    max_runtime_seconds: int | None = None
+    deadline: int | None = None
+    interruptions: Interruptions
     progress: Progress | None = None
     error: ErrorDetail | None = Field(default=None, description="Why it failed and what to do.")
 

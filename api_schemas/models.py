@@ -21,16 +21,21 @@ class Model(ResponseModel):
     base_model: str = Field(description="The base encoder's name; for a base model its own.")
     reads: Reads = Field(description="What it takes as input. vectors: those that another encoder made.")
     dimension: int | None = Field(
-        description="Length of its vectors; null for `adapter`, which takes it from the file that it is trained on."
+        description="Length of its vectors; null for `adapter` and `scratch`, which a job's file or options decide."
     )
     max_seq_length: int | None = Field(
-        description="Tokens it reads; longer texts are cut. null for what reads vectors."
+        description="Tokens it reads, unless for `scratch` a job says otherwise; longer texts are cut. null for what "
+        "reads vectors."
     )
     weights_sha256: str | None = Field(
         default=None, description="SHA-256 of its weights file, hexadecimal; null where none is promised."
     )
     fine_tuning_job: str | None = Field(default=None, description="The job that made it.")
     training_file: str | None = Field(default=None, description="The file it learned from.")
+    damage: str | None = Field(
+        default=None,
+        description="What was found wrong with its stored files; it is not served until they are mended.",
+    )
     evaluation_split: str | None = Field(
         default=None, description="The id of the rows that its job's evaluation asked about."
     )

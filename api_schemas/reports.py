@@ -162,6 +162,15 @@ class Vectors(ResponseModel):
     largest_norm: float
 
 
+class Scores(ResponseModel):
+    """Scores of pairs: the higher, the more alike."""
+
+    smallest: float
+    median: float = Field(description="On a random sample of at most 20 000.")
+    largest: float
+    binary: bool = Field(description="Whether there are only two, so that the AUC is measured beside the correlation.")
+
+
 class Overlap(ResponseModel):
     """What of an evaluation file stands in the training file, in rows of any form."""
 
@@ -210,7 +219,7 @@ class Report(ResponseModel):
     rows: int = Field(description="Good rows; a row with three positives counts as three.")
     refused_rows: int
     refused: list[RefusedKind] = Field(description="Kinds of refusals, the most frequent first.")
-    training: TrainingPlan | None = Field(description="null if no row is good.")
+    training: TrainingPlan | None = Field(description="null if no row is good, and for scored pairs.")
     estimate: Estimate | None
     estimate_missing: str | None = Field(description="Why there is no estimate.")
     duplicates: Duplicates
@@ -223,4 +232,5 @@ class Report(ResponseModel):
     token_lengths_missing: str | None = Field(description="Why there are no token lengths.")
     scripts: list[ScriptShare] = Field(description="The most frequent first.")
     vectors: Vectors | None = Field(description="Of rows of vectors.")
+    scores: Scores | None = Field(default=None, description="Of scored pairs.")
     overlap: Overlap | None = Field(description="Of the evaluation file that was given, with this one.")

@@ -17,7 +17,7 @@ from bench.train_data import KINDS, Kind, texts, tokens_of
 from bench.train_growth import grown
 from bench.train_plot import save_plot
 from bench.train_quality import compare_quality
-from bench.train_results import Results, Speed, floors, floors_table, growth_table, quality_lines, speed_table
+from bench.train_results import CACHED, Results, Speed, floors, floors_table, growth_table, quality_lines, speed_table
 from encoders.registry import locate
 from encoders.tokenizer import TextTokenizer
 from service.demo.progress import Report, progress
@@ -27,7 +27,6 @@ BATCHES: dict[Kind, int] = {"short": 64, "tail": 64, "long": 32}
 STEPS: dict[Kind, int] = {"short": 9, "tail": 5, "long": 4}
 ROUNDS = 3
 GROWTH = [64, 128, 256, 512, 1024, 2048]
-CACHED_BATCH, CACHED_MICRO = 512, 64
 QUALITY_PAIRS = 2048
 SEEDS = 3
 PARTS = ["speed", "quality", "growth"]
@@ -107,7 +106,7 @@ def _measure_speed(results: Results, options: argparse.Namespace, report: Report
 def _measure_growth(results: Results, options: argparse.Namespace, report: Report) -> None:
     """Each batch in one pass, and in micro-batches of the size that the cached one has."""
     sizes = GROWTH[:2] if options.quick else GROWTH
-    cases = [(size, 0) for size in sizes] + [(size, CACHED_MICRO) for size in sizes if size > CACHED_MICRO]
+    cases = [(size, 0) for size in sizes] + [(size, CACHED[1]) for size in sizes if size > CACHED[1]]
     for number, (size, micro) in enumerate(cases):
         report(number, len(cases), f"batch {size}" + (f", micro-batches of {micro}" if micro else ", one pass"))
         results.growth[size, micro] = grown("short", size, micro, steps=3, precision=options.precision)

@@ -19,7 +19,7 @@ LENGTHS: dict[Kind, str] = {"short": "short", "tail": "long tail of lengths", "l
 #: Times the peer's pairs a second: with the precision that is faster on a machine, and held to float32.
 FASTER: dict[Kind, float] = {"short": 2.3, "tail": 4.0, "long": 1.3}
 FASTER_FP32 = 1.4
-CACHED = (512, 64)
+CACHED = (512, 32)
 MOST_MEMORY, LEAST_SPEED = 0.25, 0.65
 
 

@@ -27,7 +27,8 @@ REFUSED: Sequence[tuple[str, str]] = (
     ("Rows for a chat model", '{"messages": [{"role": "user", "content": "hello"}]}'),
     ("A text is empty", '{"anchor": "a question", "positive": " "}'),
     ("A number where a text belongs", '{"anchor": "a question", "positive": 7}'),
-    ("A score beside the pair", '{"sentence1": "a text", "sentence2": "another", "score": 0.4}'),
+    ("A label beside the pair", '{"sentence1": "a text", "sentence2": "another", "label": 1}'),
+    ("A score that is no number", '{"sentence1": "a text", "sentence2": "another", "score": true}'),
     (
         "Two formats in one row",
         '{"anchor": "a question", "positive": "its answer", "text": "a message", "label": "its class"}',
@@ -47,6 +48,7 @@ REFUSED: Sequence[tuple[str, str]] = (
         '{"anchor": "a question", "positive": "its answer"}\n{"anchor": "a question", "positive": "its answer"}',
     ),
     ("One label for all", '{"text": "a message", "label": "spam"}\n{"text": "another", "label": "spam"}'),
+    ("One score for all", '{"sentence1": "a text", "sentence2": "another", "score": 1}'),
     ("A label for each", '{"text": "a message", "label": "spam"}\n{"text": "another", "label": "ham"}'),
 )
 

@@ -78,7 +78,7 @@ BAD: Sequence[Case] = (
     Case(
         "Scored pairs, of which some are unlike",
         "sts.jsonl",
-        _lines([{"sentence1": "A cat sits.", "sentence2": "A dog runs.", "score": 0.4}] * 9),
+        _lines([{"sentence1": "A cat sits.", "sentence2": f"{n} dogs run.", "score": n / 9} for n in range(9)]),
     ),
     Case(
         "One column twice",

@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from encoders.attention import attend
+from encoders.device import on_device
 from encoders.dropout import dropout as drop
 from encoders.transformer import Transformer, is_trained
 
@@ -78,10 +80,10 @@ def pack(tokens: Sequence[np.ndarray], device: torch.device) -> Packed:
     token_ids = np.concatenate([tokens[index] for index in order]).astype(np.int64)
     positions = np.concatenate([np.arange(length) for length in lengths[order]])
     return Packed(
-        token_ids=torch.from_numpy(token_ids).to(device),
-        positions=torch.from_numpy(positions).to(device),
+        token_ids=on_device(token_ids, device),
+        positions=on_device(positions, device),
         groups=list(zip(group_texts.tolist(), group_lengths.tolist(), strict=True)),
-        restore=torch.from_numpy(restore).to(device),
+        restore=on_device(restore, device),
     )
 
 
@@ -115,14 +117,6 @@ class SelfAttention(nn.Module):
             for projected in (self.query(rows), self.key(rows), self.value(rows))
         )
         return torch.cat([attend(q, k, v, dropout) for q, k, v in zip(query, key, value, strict=True)])
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor, dropout: float, bias: Tensor | None = None) -> Tensor:
-    """(C, L, H, D) each, to (C·L, W); `bias` (H, L, L) is added to the logits."""
-    mixed = F.scaled_dot_product_attention(
-        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=bias, dropout_p=dropout
-    )
-    return mixed.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 class AddAndNorm(nn.Module):

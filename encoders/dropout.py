@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,8 +23,14 @@ def dropout(rows: Tensor, probability: float) -> Tensor:
         return rows
     if rows.device.type != "cpu":
         return F.dropout(rows, probability)
-    words = torch.empty((rows.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-    draws = words.view(torch.int16)[: rows.numel()].view(rows.shape)
+    keep, factor = kept(rows.shape, probability)
+    return rows * keep.to(rows.dtype).mul_(factor)
+
+
+def kept(shape: Sequence[int], probability: float) -> tuple[Tensor, float]:
+    """Which elements of a shape are kept, bool on the CPU, and the factor that keeps the expectation; as `dropout`."""
+    count = math.prod(shape)
+    words = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    draws = words.view(torch.int16)[:count].view(*shape)
     dropped = round(probability * _STEPS)
-    keep = draws >= dropped - _STEPS // 2
-    return rows * keep.to(rows.dtype).mul_(_STEPS / (_STEPS - dropped))
+    return draws >= dropped - _STEPS // 2, _STEPS / (_STEPS - dropped)

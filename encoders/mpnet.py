@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from encoders.bert import Dropout, Packed, attend
+from encoders.attention import attend
+from encoders.bert import Dropout, Packed
 from encoders.dropout import dropout as drop
 from encoders.transformer import Transformer
 

@@ -19,8 +19,10 @@ from encoders.folder import TOKENIZER, WEIGHTS, read_dimension, read_max_seq_len
 
 log = structlog.get_logger(__name__)
 
-#: The base model that has no weights: what a job on ready vectors starts from.
+#: What a job on ready vectors starts from; it has no weights.
 ADAPTER = "adapter"
+#: What is made for each job that names it, tokenizer included: no weights of anybody's are needed.
+SCRATCH = "scratch"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +31,9 @@ class BaseModel:
 
     name: str
     reads: Literal["texts", "vectors"] = "texts"
-    dimension: int | None  # None: that of the vectors it will be trained on
+    dimension: int | None  # None: it is made by a job, whose file or options decide
     max_seq_length: int | None  # None: it reads no texts
-    license: str | None = None  # SPDX, lower case; None: the operator knows
+    license: str | None = None  # SPDX, lower case; None: the operator knows, or nobody has made it yet
     weights_sha256: str | None = None  # of model.safetensors; None: no promise to hold it to
     package: str | None = None  # the Python package whose `model` folder has the weights
     extra: str | None = None  # the extra of this project that installs the package
@@ -51,6 +53,7 @@ BASE_MODELS: dict[str, BaseModel] = {
             extra="minilm",
         ),
         BaseModel(name=ADAPTER, reads="vectors", dimension=None, max_seq_length=None),
+        BaseModel(name=SCRATCH, dimension=None, max_seq_length=256),
     )
 }
 
@@ -75,14 +78,14 @@ def locate(name: str, base_models_dir: Path | None) -> Path:
     """The folder of a base model. Its content is still to be checked: see `verify_weights`, `check_folder`.
 
     Raises UnknownModelError, or WeightsNotInstalledError when the name is known and the files are missing, as those of
-    the adapter always are.
+    what a job makes always are.
     """
     models = available(base_models_dir)
     if name not in models:
         raise UnknownModelError(f"There is no base model {name!r}. There is: {', '.join(sorted(models))}.")
     model = models[name]
-    if model.reads == "vectors":
-        raise WeightsNotInstalledError(f"{name} has no weights before a job has trained it on a file of vectors.")
+    if model.dimension is None:
+        raise WeightsNotInstalledError(f"{name} has no weights before a job has trained it on a file of {model.reads}.")
     return model.folder or _package_folder(model)
 
 

@@ -80,8 +80,7 @@ class TextTokenizer:
         return [self._cut(encoding.ids) for encoding in encodings]
 
     def _prepare(self, text: str) -> str:
-        # Half of a surrogate pair is legal in JSON and in str, but is no text: it becomes a question mark.
-        text = text.encode("utf-8", "replace").decode("utf-8")
+        text = without_surrogates(text)
         limit = self.max_seq_length * _CHARACTERS_PER_TOKEN
         if len(text) > limit:
             # A megabyte takes the tokenizer up to 3 s. Whitespace makes no tokens, so it doesn't count.
@@ -93,6 +92,11 @@ class TextTokenizer:
             return TokenizedText(np.array(ids, dtype=np.int32), len(ids))
         kept = [*ids[: self.max_seq_length - 1], ids[-1]]
         return TokenizedText(np.array(kept, dtype=np.int32), len(ids))
+
+
+def without_surrogates(text: str) -> str:
+    """Half of a surrogate pair is legal in JSON and in str, but is no text: it becomes a question mark."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _fingerprint(path: Path, max_seq_length: int, *, lowercase: bool) -> str:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from encoders.adapter_folder import CONFIG, KIND, Form, check_adapter_folder
 from encoders.architectures import check_finite
+from encoders.device import on_device
 from encoders.errors import UnsafeFolderError
 from encoders.export import flush, write_tensors
 from encoders.folder import WEIGHTS
@@ -103,7 +104,7 @@ class VectorAdapter(nn.Module):
     def forward(self, rows: Rows) -> Tensor:
         """n vectors to (n, D) float32, not yet of length 1. Zeros stay zeros. No rows have a gradient too."""
         given = rows if isinstance(rows, np.ndarray) else np.reshape(rows, (len(rows), self.dimension))
-        x = torch.from_numpy(np.ascontiguousarray(given, dtype=np.float32)).to(self.device)
+        x = on_device(np.ascontiguousarray(given, dtype=np.float32), self.device)
         # By the largest number first: the square of 1e30 is beyond float32, and that of 1e-30 is 0 in it.
         x = x / x.abs().amax(dim=-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
         x = F.normalize(x, dim=-1) * self.dimension**0.5

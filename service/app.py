@@ -7,16 +7,21 @@ from typing import Any
 from fastapi import APIRouter, FastAPI, Security
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
+from service.dispatcher import Dispatcher
+from service.drain import Drain, DrainGate
 from service.errors import ERROR_RESPONSES, install_error_handlers
 from service.keys import KeyGate
-from service.routes import files, health, jobs, models, uploads
+from service.routes import files, health, job_events, jobs, models, uploads
 from service.settings import ServiceSettings
 from service.state import ServiceState
 from service.telemetry import RequestTelemetry
 from storage import queue
 from storage.artifacts import ArtifactStore
 from storage.database import Database
+from storage.model_folders import ModelFolders
 
 _DESCRIPTION = """
 Teach an encoder what *alike* means to you, then use it.
@@ -42,24 +47,31 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     for router, protected in _routers(state):
         app.include_router(router, dependencies=[Security(HTTPBearer(auto_error=False))] if protected else None)
     install_error_handlers(app)
-    # The last added is the outermost: a request gets its id first, and then its caller.
+    # The last added is the outermost: a request gets its id first, then whether it comes in time, and then its caller.
     app.add_middleware(KeyGate, database=state.database)
+    app.add_middleware(DrainGate, drain=state.drain)
     app.add_middleware(RequestTelemetry)
     return app
 
 
 def _build_state(settings: ServiceSettings) -> ServiceState:
+    database = Database(settings.required_database_url, pool_size=20, answer_seconds=settings.database_seconds)
+    redis = queue.connect(settings.required_redis_url)
+    # Trying again is for the reconciler; here it would only make its caller wait.
+    redis.set_retry(Retry(NoBackoff(), 0))
     state = ServiceState(
         settings=settings,
-        database=Database(settings.required_database_url, pool_size=20),
-        redis=queue.connect(settings.required_redis_url),
+        database=database,
+        redis=redis,
         artifacts=ArtifactStore(settings.artifacts_dir),
+        dispatcher=Dispatcher(database, redis),
+        drain=Drain(unready_seconds=settings.unready_seconds, drain_seconds=settings.drain_seconds),
     )
     if settings.role != "api":
         # Here and not above: the API role has no torch.
         from service.inference.engine import InferenceEngine
 
-        state.inference = InferenceEngine(settings, state.artifacts)
+        state.inference = InferenceEngine(settings, ModelFolders(state.database, state.artifacts))
     return state
 
 
@@ -67,7 +79,8 @@ def _routers(state: ServiceState) -> list[tuple[APIRouter, bool]]:
     """The routers of a role, and whether they want a key."""
     routers: list[tuple[APIRouter, bool]] = [(health.router, False)]
     if state.settings.role != "inference":
-        routers += [(files.router, True), (uploads.router, True), (jobs.router, True), (models.router, True)]
+        resources = (files, uploads, jobs, job_events, models)
+        routers += [(resource.router, True) for resource in resources]
     if state.inference is not None:
         from service.routes import embeddings, similarity
 
@@ -81,5 +94,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     yield {}
     if state.inference is not None:
         state.inference.close()
+    state.dispatcher.close()
     state.redis.close()
     state.database.dispose()

@@ -15,6 +15,7 @@ from sqlalchemy.exc import OperationalError
 
 from api_schemas.defaults import MODEL
 from service.settings import ServiceSettings
+from service.verify import verify
 from storage import schema, teams
 from storage.database import Database
 from storage.embedded import EmbeddedServerError
@@ -49,7 +50,7 @@ def up(
     data_dir: DataDir = None,
     host: Host = None,
     port: Port = None,
-    workers: Annotated[int, typer.Option(min=0, help="Training workers; one per GPU, or one on a CPU.")] = 1,
+    workers: Annotated[int, typer.Option(min=0, help="Training workers. One uses all GPUs that it sees.")] = 1,
 ) -> None:
     """Run everything on this machine: databases, API, inference, workers.
 
@@ -90,9 +91,9 @@ def worker(
     queue: Annotated[Literal["gpu", "cpu"], typer.Option(help="gpu trains; cpu validates files.")] = "gpu",
     data_dir: DataDir = None,
 ) -> None:
-    """Work on one queue: one worker per GPU on `gpu`, and at least one on `cpu`.
+    """Work on one queue. On `gpu` a job trains on all GPUs that its worker sees; on `cpu` files are validated.
 
-    SIGTERM gives the running job back to the queue and ends within seconds.
+    SIGTERM gives the running job back to the queue and ends within seconds; a second one doesn't wait for its step.
     """
     _become(["workers.worker", queue], data_dir)
 
@@ -111,6 +112,9 @@ def migrate(data_dir: DataDir = None) -> None:
     """Bring the database's schema up to date. Safe to run by several at once, and again."""
     with _database(data_dir) as database:
         console.print(f"The schema is at revision {schema.migrate(database)}.")
+
+
+app.command()(verify)
 
 
 @keys_app.command("create")
@@ -188,6 +192,9 @@ def inspect(
 def demo(
     data_dir: DataDir = None,
     max_steps: Annotated[int | None, typer.Option(min=1, help="Train only so many steps.")] = None,
+    search: Annotated[
+        int | None, typer.Option(min=2, max=100, metavar="TRIALS", help="Find the temperature by so many trainings.")
+    ] = None,
 ) -> None:
     """See the whole thing work: an encoder learns from the documentation of this very Python.
 
@@ -196,14 +203,16 @@ def demo(
     """
     from service.demo.command import demonstrate
 
-    sys.exit(0 if demonstrate(_settings(data_dir=data_dir), console=console, max_steps=max_steps) else 1)
+    settings = _settings(data_dir=data_dir)
+    is_better = demonstrate(settings, console=console, max_steps=max_steps, search_trials=search)
+    sys.exit(0 if is_better else 1)
 
 
 def main() -> None:
     """The entry point: whatever goes wrong for a known reason is one sentence, not a traceback."""
     try:
         app()
-    except NoServersError as error:
+    except (NoServersError, schema.SchemaBusyError) as error:
         _fail(str(error))
     except OperationalError as error:
         _fail(f"The database can't be reached: {str(error.orig).strip()}")

@@ -79,6 +79,15 @@ def error_response(error: LikenessError, request_id: str | None) -> Response:
     return Response(body, error.status, headers, media_type="application/json")
 
 
+def shutting_down() -> LikenessError:
+    """What is told to a request that this process won't do any more; another may."""
+    return LikenessError(
+        "service_unavailable",
+        "The service is shutting down; try again.",
+        headers={"Retry-After": "1", "x-should-retry": "true", "Connection": "close"},
+    )
+
+
 async def answer_unexpected(request: Request, error: Exception) -> Response:
     """500 for the client; the traceback for whoever reads the log, under the same request id."""
     log.error("unexpected_error", error=type(error).__name__, exc_info=error)

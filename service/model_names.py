@@ -24,6 +24,7 @@ class NamedModel:
     dimension: int | None  # None: it is still to be trained
     max_seq_length: int | None  # None: it reads vectors
     reads: Reads = "texts"
+    damage: str | None = None  # what was found wrong with a tuned model's folder
 
 
 def find_model(session: Session, settings: StorageSettings, name: str) -> NamedModel:
@@ -55,5 +56,12 @@ def base_models(base_models_dir: Path | None) -> dict[str, NamedModel]:
 def of_row(row: Model) -> NamedModel:
     """A tuned model."""
     return NamedModel(
-        row.id, row.base_model, row.artifact, row.weights_sha256, row.dimension, row.max_seq_length, row.reads
+        row.id,
+        row.base_model,
+        row.artifact,
+        row.weights_sha256,
+        row.dimension,
+        row.max_seq_length,
+        row.reads,
+        row.damage,
     )

@@ -17,6 +17,11 @@ class ServiceSettings(StorageSettings):
         description="api: files, jobs and models, without torch. inference: embeddings and similarity. all: both.",
     )
     max_upload_bytes: int = Field(default=10 * 1024**3, ge=1, description="The largest file that may be uploaded.")
+    max_jobs_per_team: int = Field(
+        default=1000,
+        ge=1,
+        description="Jobs of one team that may be there without having ended; more are refused with a 429.",
+    )
     loaded_models: int = Field(
         default=4, ge=1, description="How many encoders stay in memory; the least recently used goes first."
     )
@@ -26,8 +31,24 @@ class ServiceSettings(StorageSettings):
         ge=1,
         description="Tokens that may wait for a forward pass before requests get a 429.",
     )
+    database_seconds: float = Field(
+        default=2.0,
+        gt=0,
+        description="How long a request waits for an answer of the database before it gets a 503.",
+    )
+    heartbeat_seconds: float = Field(
+        default=15.0,
+        gt=0,
+        description="How long a stream of events is silent before it gives a sign of life.",
+    )
+    unready_seconds: float = Field(
+        default=1.0,
+        ge=0,
+        description="How long requests are still taken after the service is asked to stop; /readyz says no meanwhile, "
+        "so that balancers can turn to another process.",
+    )
     drain_seconds: int = Field(
         default=20,
         ge=0,
-        description="How long requests in flight may take when the service is asked to stop.",
+        description="How long requests in flight may take after that.",
     )

@@ -1,11 +1,14 @@
 """What every request may reach: the parts of the running process, made once by `service.app`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
+from anyio import CapacityLimiter
 from fastapi import Depends, Request
 from redis import Redis
 
+from service.dispatcher import Dispatcher
+from service.drain import Drain
 from service.settings import ServiceSettings
 from storage.artifacts import ArtifactStore
 from storage.database import Database
@@ -17,14 +20,21 @@ if TYPE_CHECKING:
 
 @dataclass
 class ServiceState:
-    """The parts. `inference` is None in a process without the inference role; `stopping` once it drains."""
+    """The parts. `inference` is None in a process without the inference role."""
 
     settings: ServiceSettings
     database: Database
     redis: Redis
     artifacts: ArtifactStore
+    dispatcher: Dispatcher
+    drain: Drain
+    #: Threads that may look for news of followed jobs at a time: few, so that all others are left for requests.
+    followers: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(8))
+    #: Connections that may hold the keys of long requests at a time.
+    claims: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(8))
+    #: Threads that may look whether the servers are there.
+    checks: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(4))
     inference: "InferenceEngine | None" = None
-    stopping: bool = False
 
 
 def state_of(request: Request) -> ServiceState:

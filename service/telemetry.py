@@ -11,8 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api_schemas.errors import LikenessError
-from service.errors import answer_unexpected, error_response
+from service.errors import answer_unexpected, error_response, shutting_down
 from storage import logs
 
 log = structlog.get_logger(__name__)
@@ -95,12 +94,7 @@ class _Exchange:
 
     async def _answer_shutdown(self) -> None:
         if self.status is None:
-            error = LikenessError(
-                "service_unavailable",
-                "The service is shutting down; try again.",
-                headers={"Retry-After": "5"},
-            )
-            await error_response(error, self.request_id)(self.scope, self.receive, self.send)
+            await error_response(shutting_down(), self.request_id)(self.scope, self.receive, self.send)
 
     def _write_line(self) -> None:
         write = log.warning if self.status is None or self.status >= 500 else log.info

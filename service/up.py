@@ -25,7 +25,7 @@ from storage import schema, teams
 from storage.database import Database
 from storage.embedded import start_postgres, start_valkey
 from storage.logs import configure_logging
-from storage.processes import start_child, stop_child
+from storage.processes import await_child, start_child
 
 log = structlog.get_logger("likeness.up")
 
@@ -90,8 +90,8 @@ class _Installation:
             if child.process is not None and child.process.poll() is None:
                 child.process.send_signal(signal.SIGTERM)
         for child in self.children:
-            if child.process is not None:
-                stop_child(child.process, sig=signal.SIGTERM, grace_seconds=child.grace_seconds)
+            if child.process is not None:  # not asked twice, which a worker takes as: at once
+                await_child(child.process, grace_seconds=child.grace_seconds)
 
 
 def up(settings: ServiceSettings, *, workers: int, console: Console) -> None:
@@ -244,13 +244,14 @@ def _children(settings: ServiceSettings, env: Mapping[str, str], workers: int) -
     }
     logs = settings.data_dir / "logs"
     logs.mkdir(exist_ok=True)
+    drain_seconds = settings.unready_seconds + settings.drain_seconds
     return [
         _Child(
             name,
             [sys.executable, "-m", *command],
             logs / f"{name}.log",
             env,
-            grace_seconds=settings.drain_seconds + 5 if name == "api" else _WORKER_GRACE_SECONDS,
+            grace_seconds=drain_seconds + 10 if name == "api" else _WORKER_GRACE_SECONDS,
         )
         for name, command in commands.items()
     ]

@@ -36,6 +36,7 @@ READ_ONLY_FIELDS = frozenset(
         "fine_tuned_model",
         "result_files",
         "error",
+        "interruptions",
         "attempt",
         "bytes",
         "sha256",

@@ -5,24 +5,26 @@ What is visible is complete: bytes are written beside, forced to disk, and renam
 
 import errno
 import hashlib
-import json
 import math
 import os
 import secrets
-import shutil
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
 from anyio import to_thread
 
 from api_schemas.errors import LikenessError
+from storage import disk, manifests
 
-MANIFEST = "manifest.json"
-#: What the system says where a disk is full, or somebody's share of it, or a file may not grow.
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+log = structlog.get_logger("likeness.artifacts")
+
+#: The card, and the file whose checksum a model's row has too.
+_CARD = "README.md"
+_WEIGHTS = "model.safetensors"
 _CHUNK_BYTES = 1024 * 1024
 _UNFINISHED_SECONDS = 24 * 3600
 
@@ -43,22 +45,36 @@ class ReceivedPart:
     stored: StoredFile
 
 
+class AlreadyPublishedError(FileExistsError):
+    """Something is published under this name, and stays."""
+
+
 class ArtifactStore:
-    """The folder of all artifacts. Names inside it are ids of the service's own making, never a user's."""
+    """The folder of all artifacts. Names inside it are ids of the service's own making, never a user's.
+
+    Where the disk is full or fails, files and parts raise LikenessError `storage_full` or `storage_failed`, and
+    folders OSError; either way nothing is there that wasn't before.
+    """
 
     def __init__(self, root: Path) -> None:
+        self.root = root
         self._files = root / "files"
         self._parts = root / "parts"
         self._models = root / "models"
         self.checkpoints = root / "checkpoints"  # see storage.checkpoints
         #: Where temporary files go; what crashed writers leave here is swept.
         self.unfinished = root / "unfinished"
+        root.mkdir(parents=True, exist_ok=True)
         for directory in (self._files, self._parts, self._models, self.checkpoints, self.unfinished):
-            directory.mkdir(parents=True, exist_ok=True)
+            disk.make_directory(directory)
 
     def file(self, file_id: str) -> Path:
         """Where an uploaded file lies."""
         return self._files / file_id
+
+    def part(self, upload_id: str, sha256: str) -> Path:
+        """Where a part of an upload lies, by its content."""
+        return self._parts / upload_id / sha256
 
     def model(self, artifact: str) -> Path:
         """The folder of a published model."""
@@ -67,16 +83,16 @@ class ArtifactStore:
     async def write_file(self, file_id: str, chunks: AsyncIterator[bytes]) -> StoredFile:
         """Store a stream under an id. Either all of it is there in the end, or nothing.
 
-        Raises LikenessError `storage_full` when the disk is.
+        Raises LikenessError `storage_full` or `storage_failed`.
         """
-        async with self._written(file_id, chunks) as (temporary, stored):
-            temporary.rename(self.file(file_id))
-            _sync_directory(self._files)
+        with _trouble_is_told():
+            async with self._written(file_id, chunks) as (temporary, stored):
+                _put_in_place(temporary, self.file(file_id))
         return stored
 
     def delete_file(self, file_id: str) -> None:
-        """Remove an uploaded file's bytes; fine if they are gone."""
-        self.file(file_id).unlink(missing_ok=True)
+        """Remove an uploaded file's bytes; fine if they are gone. What can't be removed is swept later."""
+        disk.remove(self.file(file_id))
 
     def old_files(self, *, older_than_seconds: float = _UNFINISHED_SECONDS) -> list[str]:
         """Ids of the files whose bytes have been there for so long that their row must be there too."""
@@ -87,18 +103,22 @@ class ArtifactStore:
     async def receiving_part(self, upload_id: str, chunks: AsyncIterator[bytes]) -> AsyncIterator[ReceivedPart]:
         """Write a part. It is gone after the block unless `keep_part` was called in it.
 
-        Raises LikenessError `storage_full` when the disk is.
+        Raises LikenessError `storage_full` or `storage_failed`, also for what `keep_part` meets in the block.
         """
-        async with self._written(upload_id, chunks) as (temporary, stored):
-            yield ReceivedPart(temporary, stored)
+        with _trouble_is_told():
+            async with self._written(upload_id, chunks) as (temporary, stored):
+                yield ReceivedPart(temporary, stored)
 
     def keep_part(self, upload_id: str, part: ReceivedPart) -> None:
-        """Put a received part in its place. Parts of the same content share one: a part sent twice takes no room."""
-        folder = self._parts / upload_id
-        folder.mkdir(exist_ok=True)
-        part.path.rename(folder / part.stored.sha256)
-        _sync_directory(folder)
-        _sync_directory(self._parts)
+        """Put a received part in its place. Parts of the same content share one: a part sent twice takes no room.
+
+        Raises OSError.
+        """
+        target = self.part(upload_id, part.stored.sha256)
+        disk.make_directory(target.parent)
+        # Stays also where the next line fails: another request may have been promised these very bytes.
+        part.path.rename(target)
+        disk.force_directory(target.parent)
 
     async def assemble(
         self, file_id: str, upload_id: str, parts: Sequence[StoredFile], md5: str | None = None
@@ -106,9 +126,9 @@ class ArtifactStore:
         """Store the parts of an upload, in the order given, as one file. All of it is there in the end, or nothing.
 
         Raises LikenessError `artifact_corrupt` for a part that is gone or not what was received, `checksum_mismatch`
-        unless the whole has the MD5 given, `storage_full` when the disk is.
+        unless the whole has the MD5 given, `storage_full` or `storage_failed`.
         """
-        paths = [(self._parts / upload_id / part.sha256, part.sha256) for part in parts]
+        paths = [(self.part(upload_id, part.sha256), part.sha256) for part in parts]
         return await self.write_file(file_id, _verified_chunks(paths, md5))
 
     def uploads_with_parts(self) -> list[str]:
@@ -117,24 +137,23 @@ class ArtifactStore:
 
     def delete_parts(self, upload_id: str) -> None:
         """Remove all parts of an upload; fine if they are gone."""
-        shutil.rmtree(self._parts / upload_id, ignore_errors=True)
+        disk.remove(self._parts / upload_id)
 
     @asynccontextmanager
     async def _written(self, name: str, chunks: AsyncIterator[bytes]) -> AsyncIterator[tuple[Path, StoredFile]]:
         """A temporary file with the stream in it, forced to disk; to be renamed in the block, else it is removed."""
         temporary = self.unfinished / f"{name}-{secrets.token_hex(4)}"
         try:
-            with _disk_full_is_told():
-                with temporary.open("wb") as target:
-                    digest, size = hashlib.sha256(), 0
-                    async for chunk in chunks:
-                        digest.update(chunk)
-                        size += len(chunk)
-                        await to_thread.run_sync(target.write, chunk)
-                    await to_thread.run_sync(_flush_to_disk, target)
-                yield temporary, StoredFile(size, digest.hexdigest())
+            with temporary.open("wb") as target:
+                digest, size = hashlib.sha256(), 0
+                async for chunk in chunks:
+                    digest.update(chunk)
+                    size += len(chunk)
+                    await to_thread.run_sync(target.write, chunk)
+                await to_thread.run_sync(_flush_to_disk, target)
+            yield temporary, StoredFile(size, digest.hexdigest())
         finally:
-            temporary.unlink(missing_ok=True)
+            disk.remove(temporary)
 
     @contextmanager
     def publishing_model(self, artifact: str) -> Iterator[Path]:
@@ -149,18 +168,25 @@ class ArtifactStore:
     def publishing(self, target: Path, *, name: str) -> Iterator[Path]:
         """A folder to write into, with a manifest and under the path `target` when the block ends well.
 
-        `name` begins the name of the folder until then. Raises OSError as the file system does, also for a target
-        that is there already; then nothing is published.
+        `name` begins the name of the folder until then. Raises AlreadyPublishedError, and OSError as the file system
+        does; then nothing is published.
         """
         temporary = self.unfinished / f"{name}-{secrets.token_hex(4)}"
         temporary.mkdir()
         try:
             yield temporary
-            _write_manifest(temporary)
-            temporary.rename(target)
-            _sync_directory(target.parent)
+            manifests.write(temporary)
+            _publish(temporary, target)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            disk.remove(temporary)
+
+    @contextmanager
+    def publishing_once(self, target: Path, *, name: str) -> Iterator[Path]:
+        """Like `publishing`, for what is the same whoever writes it: a whole one that is there already stays."""
+        if not manifests.is_whole(target):
+            disk.remove(target)
+        with suppress(AlreadyPublishedError), self.publishing(target, name=name) as folder:
+            yield folder
 
     @contextmanager
     def scratch(self, name: str) -> Iterator[Path]:
@@ -169,59 +195,73 @@ class ArtifactStore:
         What a process left that was killed in its block is removed first.
         """
         folder = self.unfinished / f"{name}-scratch"
-        shutil.rmtree(folder, ignore_errors=True)
+        disk.remove(folder)
         folder.mkdir()
         try:
             yield folder
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            disk.remove(folder)
 
-    def verify_model(self, artifact: str) -> Path:
-        """The folder of a model whose every file still has the checksum of its manifest.
+    def models(self) -> list[str]:
+        """The names of all published models."""
+        return [path.name for path in self._models.iterdir()]
 
-        Raises LikenessError `artifact_corrupt`.
+    def damage_of(self, artifact: str, *, weights_sha256: str | None = None) -> str | None:
+        """What is wrong with a published model's folder, in words; None if it is as it was written.
+
+        weights_sha256: what the model's row has, which no folder of another model can have. Raises OSError where
+        the disk can't be read.
         """
         folder = self.model(artifact)
-        if wrong := differing(folder):
-            raise _corrupt(artifact, wrong)
-        return folder
+        wrong = manifests.differing(folder)
+        if not wrong and weights_sha256 not in (None, manifests.recorded(folder).get(_WEIGHTS)):
+            wrong = [f"{_WEIGHTS} is another model's"]
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        return ", ".join(wrong[:3]) + more if wrong else None
+
+    def verify_model(self, artifact: str, *, weights_sha256: str | None = None) -> Path:
+        """The folder of a model that is as it was written; see `damage_of`.
+
+        Raises LikenessError `artifact_corrupt`, and OSError where the disk can't be read.
+        """
+        if damage := self.damage_of(artifact, weights_sha256=weights_sha256):
+            raise corrupt_model(artifact, damage)
+        return self.model(artifact)
 
     def card(self, artifact: str) -> str:
-        """The model card in a published model's folder. Raises FileNotFoundError."""
-        return (self.model(artifact) / "README.md").read_text("utf-8")
+        """The model card in a published model's folder, if it has one.
 
-    def delete_model(self, artifact: str) -> None:
-        """Remove a published model's folder; fine if it is gone."""
-        shutil.rmtree(self.model(artifact), ignore_errors=True)
+        Raises FileNotFoundError, and LikenessError `artifact_corrupt` for one that is not as it was written.
+        """
+        path = self.model(artifact) / _CARD
+        try:
+            promised = manifests.recorded(path.parent).get(_CARD)
+        except manifests.ManifestError as error:
+            raise corrupt_model(artifact, str(error)) from error
+        if promised is None:
+            raise FileNotFoundError(path)
+        if path.is_symlink() or not path.is_file() or manifests.sha256(path) != promised:
+            raise corrupt_model(artifact, f"{_CARD} differs from its checksum")
+        return path.read_text("utf-8")
+
+    def delete_model(self, artifact: str) -> bool:
+        """Remove a published model's folder. Whether it is gone."""
+        return disk.remove(self.model(artifact))
 
     def sweep_unfinished(self, *, older_than_seconds: float = _UNFINISHED_SECONDS) -> int:
         """Remove what crashed writers left behind. Returns how many leftovers there were."""
         limit = time.time() - older_than_seconds
         leftovers = [path for path in self.unfinished.iterdir() if _modified(path) < limit]
-        for path in leftovers:
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
-        return len(leftovers)
+        return sum(disk.remove(path) for path in leftovers)
 
 
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, hexadecimal."""
-    with path.open("rb") as source:
-        return hashlib.file_digest(source, "sha256").hexdigest()
-
-
-def differing(folder: Path) -> list[str]:
-    """The files of a published folder that differ from its manifest, are missing or don't belong there."""
-    try:
-        sums: dict[str, str] = json.loads((folder / MANIFEST).read_text())["sha256"]
-        present = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
-        return sorted(present.symmetric_difference({*sums, MANIFEST})) or [
-            name for name, expected in sums.items() if sha256(folder / name) != expected
-        ]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return [MANIFEST]
+def corrupt_model(name: str, damage: str) -> LikenessError:
+    """The refusal of a model whose files are not as they were written."""
+    return LikenessError(
+        "artifact_corrupt",
+        f"The stored model {name} is damaged ({damage}); it is not served. Restore it from a backup or train it again.",
+        headers={"Retry-After": "60", "x-should-retry": "false"},
+    )
 
 
 async def _verified_chunks(paths: Sequence[tuple[Path, str]], md5: str | None) -> AsyncIterator[bytes]:
@@ -249,18 +289,6 @@ async def _verified_chunks(paths: Sequence[tuple[Path, str]], md5: str | None) -
         )
 
 
-def _write_manifest(folder: Path) -> None:
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    sums = {str(path.relative_to(folder)): sha256(path) for path in paths}
-    for path in paths:
-        _sync_path(path)
-    manifest = folder / MANIFEST
-    manifest.write_text(json.dumps({"sha256": sums}, indent=2) + "\n")
-    _sync_path(manifest)
-    for directory in {path.parent for path in paths} | {folder}:
-        _sync_directory(directory)
-
-
 def _modified(path: Path) -> float:
     try:
         return path.stat().st_mtime
@@ -273,26 +301,53 @@ def _flush_to_disk(target: object) -> None:
     os.fsync(target.fileno())  # type: ignore[attr-defined]
 
 
-def _sync_path(path: Path) -> None:
-    with path.open("rb") as source:
-        os.fsync(source.fileno())
-
-
-def _sync_directory(directory: Path) -> None:
-    # A rename is only durable once the directory that holds the name is.
-    descriptor = os.open(directory, os.O_RDONLY)
+def _put_in_place(temporary: Path, target: Path) -> None:
+    """Give a file that is on the disk a name that nothing has, for good. Raises OSError; then nothing has it."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        temporary.rename(target)
+        disk.force_directory(target.parent)
+    except OSError:  # also of a rename that was done and told as failed
+        disk.remove(target)
+        raise
+
+
+def _publish(temporary: Path, target: Path) -> None:
+    """Give a folder that is on the disk its name, for good. Raises OSError; then it has the old one."""
+    try:
+        temporary.rename(target)
+        disk.force_directory(target.parent)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise AlreadyPublishedError(errno.EEXIST, "is published already", target.name) from error
+        with suppress(OSError):  # also of a rename that was done and told as failed
+            target.rename(temporary)
+        raise
 
 
 @contextmanager
-def _disk_full_is_told() -> Iterator[None]:
+def failing_disk_is_told() -> Iterator[None]:
+    """What a disk that fails raises in the block becomes LikenessError `storage_failed`."""
     try:
         yield
     except OSError as error:
-        if error.errno not in DISK_FULL:
+        if not disk.is_failing(error):
+            raise
+        log.error("disk_failed", reason=error.strerror, path=str(error.filename))
+        raise LikenessError(
+            "storage_failed",
+            f"The disk that holds files and models failed ({error.strerror}); nothing was changed. Try again; "
+            "if it goes on, see to the disk.",
+            headers={"Retry-After": "60"},
+        ) from error
+
+
+@contextmanager
+def _trouble_is_told() -> Iterator[None]:
+    try:
+        with failing_disk_is_told():
+            yield
+    except OSError as error:
+        if not disk.is_full(error):
             raise
         raise LikenessError(
             "storage_full",
@@ -308,12 +363,4 @@ def _part_lost(index: int) -> LikenessError:
         "Send that part again, and complete with its new id.",
         param=f"part_ids.{index}",
         headers={"x-should-retry": "false"},
-    )
-
-
-def _corrupt(artifact: str, names: list[str]) -> LikenessError:
-    return LikenessError(
-        "artifact_corrupt",
-        f"The stored model {artifact} differs from its checksums ({', '.join(names[:3])}); "
-        "it is not served. Restore it from a backup or train it again.",
     )

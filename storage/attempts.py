@@ -5,53 +5,38 @@ with StaleAttempt.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, select, update
+from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from api_schemas.jobs import Method
-from storage import job_moves, models
-from storage.job_moves import Level
-from storage.tables import Job, JobMetrics, Model
+from storage import job_moves, leases, models
+from storage.job_moves import Death, Level
+from storage.leases import StaleAttempt as StaleAttempt
+from storage.tables import Job, JobMetrics, Lease, Model
 
-#: How long a worker may be silent before its job is given to another.
-LEASE_SECONDS = 45.0
 _NOW = func.clock_timestamp()
 
 
-class StaleAttempt(Exception):  # noqa: N818 — it is a state of affairs, not somebody's error
-    """The attempt is no longer the one that runs: the job was cancelled, or given to another worker."""
-
-
-def start(session: Session, job_id: str, attempt: int, worker_id: str) -> Job | None:
+def start(
+    session: Session, job_id: str, attempt: int, worker_id: str, *, lease_seconds: float = leases.SECONDS
+) -> Job | None:
     """Take the lease of a queued attempt. None when it is taken, cancelled, or of an old delivery."""
     row = job_moves.locked(session, job_id)
     if row is None or row.state != "queued" or row.attempt != attempt:
         return None
     row.state = "running"
     row.worker_id = worker_id
-    row.lease_expires_at = _lease_end()
+    leases.take(session, row, worker_id, lease_seconds)
     row.started_at = func.coalesce(Job.started_at, _NOW)
     again = f", attempt {attempt}" if attempt > 1 else ""
     job_moves.add_event(session, row, "info", f"Training started{again}")
     session.flush()
     session.refresh(row)
     return row
-
-
-def renew(session: Session, job_id: str, attempt: int, worker_id: str) -> bool:
-    """Prolong the lease. Returns whether the job was asked to pause. Raises StaleAttempt when the lease is lost."""
-    renewed = session.execute(
-        update(Job)
-        .where(*_is_running(job_id, attempt), Job.worker_id == worker_id)
-        .values(lease_expires_at=_lease_end())
-        .returning(Job.pause_asked)
-    ).first()
-    if renewed is None:
-        raise StaleAttempt(job_id, attempt)
-    return bool(renewed.pause_asked)
 
 
 def running(session: Session, job_id: str, attempt: int) -> Job:
@@ -62,9 +47,16 @@ def running(session: Session, job_id: str, attempt: int) -> Job:
     return row
 
 
-def record(session: Session, job_id: str, attempt: int, message: str, *, level: Level = "info") -> None:
-    """Write an event of the running attempt. Raises StaleAttempt."""
-    job_moves.add_event(session, running(session, job_id, attempt), level, message)
+def record(
+    session: Session, job_id: str, attempt: int, message: str, *, level: Level = "info", key: str | None = None
+) -> None:
+    """Write an event of the running attempt. Raises StaleAttempt.
+
+    key: where it is given, writing the same again changes nothing: the answer to the first commit may have been lost.
+    """
+    row = running(session, job_id, attempt)
+    if not job_moves.is_told(session, row, key):
+        job_moves.add_event(session, row, level, message, key=key)
 
 
 def resolved(session: Session, job_id: str, attempt: int, hyperparameters: Mapping[str, Any]) -> None:
@@ -149,11 +141,12 @@ def fail(session: Session, job_id: str, attempt: int, code: str, message: str) -
 
 
 def requeue(session: Session, job_id: str, attempt: int, why: str) -> None:
-    """Give the job back: to the queue, because its worker is going away, or paused if asked. Raises StaleAttempt."""
+    """Give the job back, through no fault of its own: to the queue, or paused if asked. Raises StaleAttempt."""
     row = running(session, job_id, attempt)
     if row.pause_asked:
         job_moves.pause(session, row, "info", "Job paused")
     else:
+        row.preemptions += 1
         job_moves.requeue(session, row, why)
 
 
@@ -162,30 +155,67 @@ def pause_running(session: Session, job_id: str, attempt: int, message: str) -> 
     job_moves.pause(session, running(session, job_id, attempt), "warn", message)
 
 
-def crashed(session: Session, job_id: str, attempt: int, what: str) -> None:
-    """The attempt's process died: try again, or fail the job as `worker_lost`. Raises StaleAttempt."""
-    job_moves.crashed(session, running(session, job_id, attempt), what)
+def died(session: Session, job_id: str, attempt: int, death: Death) -> None:
+    """The attempt's process has died: try again, or fail the job with what is known. Raises StaleAttempt."""
+    job_moves.died(session, running(session, job_id, attempt), death)
 
 
-def rescue_expired(session: Session) -> int:
-    """Give every job whose lease ran out to another worker, or fail it. Returns how many there were."""
-    expired = session.scalars(
-        select(Job).where(Job.state == "running", Job.lease_expires_at < _NOW).with_for_update(skip_locked=True)
-    ).all()
-    for row in expired:
-        job_moves.crashed(session, row, f"The worker {row.worker_id} fell silent")
-    return len(expired)
+def disk_failed(session: Session, job_id: str, attempt: int, what: str) -> None:
+    """The attempt met a disk that fails: try again, which counts as a death, or pause where that would be the last.
+
+    Failing the job would remove its checkpoints. Raises StaleAttempt.
+    """
+    row = running(session, job_id, attempt)
+    if row.deaths_in_place + 1 < job_moves.MOST_CRASHES:
+        # Also twice after one step: it is the disk's fault, not the job's.
+        job_moves.died(session, row, Death(what, after_step=_last_step(row), from_outside=True))
+    else:
+        remedy = "See to the disk, then let `likeness verify` look for what it has damaged"
+        job_moves.pause(session, row, "error", f"{what}. {remedy}")
 
 
-def queued(session: Session) -> Sequence[tuple[str, int]]:
-    """(job id, attempt) of every job that ought to be in the queue."""
-    rows = session.execute(select(Job.id, Job.attempt).where(Job.state == "queued").order_by(Job.created_at))
+def abandoned(session: Session, worker_id: str, death: Death | None) -> str | None:
+    """The worker's process that saw to its job has ended without a word; None: it was told to. Returns the job's id."""
+    found = session.execute(select(Lease.job_id, Lease.attempt).where(Lease.worker_id == worker_id)).first()
+    if found is None:
+        return None
+    try:
+        row = running(session, found.job_id, found.attempt)
+        if death is None:
+            requeue(session, row.id, row.attempt, "The worker is shutting down")
+        else:
+            job_moves.died(session, row, replace(death, after_step=_last_step(row)))
+    except StaleAttempt:  # by now
+        return None
+    return row.id
+
+
+def expired(session: Session) -> Sequence[tuple[str, int]]:
+    """(job id, attempt) of every job whose lease has ended."""
+    over = func.coalesce(leases.has_ended(), leases.older_has_ended())
+    rows = session.execute(
+        select(Job.id, Job.attempt).outerjoin(Lease, Lease.job_id == Job.id).where(Job.state == "running", over)
+    )
     return [(row.id, row.attempt) for row in rows]
 
 
-def _is_running(job_id: str, attempt: int) -> tuple[ColumnElement[bool], ...]:
-    return (Job.id == job_id, Job.state == "running", Job.attempt == attempt)
+def rescue(session: Session, job_id: str, attempt: int) -> bool:
+    """Give a job whose lease has ended to another worker, or fail it. Returns whether its lease has ended still.
+
+    A job that somebody has locked is left for the next time.
+    """
+    row = session.scalar(
+        select(Job)
+        .where(Job.id == job_id, Job.state == "running", Job.attempt == attempt)
+        .with_for_update(skip_locked=True)
+        .execution_options(populate_existing=True)
+    )
+    if row is None or not leases.is_over(session, row):
+        return False
+    job_moves.died(session, row, Death(f"The worker {row.worker_id} fell silent", after_step=_last_step(row)))
+    return True
 
 
-def _lease_end() -> ColumnElement[Any]:
-    return _NOW + func.make_interval(0, 0, 0, 0, 0, 0, LEASE_SECONDS)
+def _last_step(row: Job) -> int | None:
+    """The step that was told last, some moments ago."""
+    return (row.progress or {}).get("step")

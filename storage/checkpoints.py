@@ -7,7 +7,6 @@ there as long as their job has not ended.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from api_schemas.jobs import ENDED
-from storage.artifacts import ArtifactStore, differing
+from storage import disk, manifests
+from storage.artifacts import ArtifactStore
+from storage.database import Database
 from storage.tables import Job
 
 SUMMARY = "checkpoint.json"
@@ -52,42 +53,41 @@ class JobCheckpoints:
         return self._root / str(step)
 
     def differing(self, step: int) -> list[str]:
-        """The files of a checkpoint that aren't as they were written; none for one that is whole."""
-        return differing(self.folder(step))
+        """What is wrong with a checkpoint, a phrase for each file; nothing for one that is as it was written.
+
+        Raises OSError where the disk can't be read.
+        """
+        return manifests.differing(self.folder(step))
 
     @contextmanager
     def publishing(self, step: int) -> Iterator[Path]:
         """A folder to write a checkpoint into, there once the block has ended well.
 
-        One of the same step that is there already stays: see `workers.training.checkpoints` for why that is right.
-        Raises OSError as the file system does; then nothing has changed.
+        A whole one of the same step that is there already stays: see `workers.training.checkpoints` for why that is
+        right. Raises OSError as the file system does; then nothing has changed.
         """
-        self._root.mkdir(exist_ok=True)
-        try:
-            with self._artifacts.publishing(self.folder(step), name=f"{self._unfinished}{step}") as folder:
-                yield folder
-        except OSError:
-            if not self.folder(step).exists():
-                raise
+        disk.make_directory(self._root)
+        with self._artifacts.publishing_once(self.folder(step), name=f"{self._unfinished}{step}") as folder:
+            yield folder
 
-    def keep_newest(self, count: int) -> None:
-        """Remove all but the newest `count`."""
-        for step in self.steps()[count:]:
-            self.remove(step)
+    def keep_newest(self, count: int, *, step: int) -> None:
+        """Of those up to a step, remove all but the newest `count`. Later ones aren't this writer's to judge."""
+        for older in [each for each in self.steps() if each <= step][count:]:
+            self.remove(older)
 
     def remove(self, step: int) -> None:
         """Remove one; fine if it is gone."""
-        shutil.rmtree(self.folder(step), ignore_errors=True)
+        disk.remove(self.folder(step))
 
     def remove_unfinished(self) -> None:
         """Remove what writers left that were killed."""
         for path in self._artifacts.unfinished.glob(f"{self._unfinished}*"):
-            shutil.rmtree(path, ignore_errors=True)
+            disk.remove(path)
 
-    def remove_all(self) -> None:
-        """Remove them, and what writers left that were killed."""
+    def remove_all(self) -> bool:
+        """Remove them, and what writers left that were killed. Whether they are gone."""
         self.remove_unfinished()
-        shutil.rmtree(self._root, ignore_errors=True)
+        return disk.remove(self._root)
 
     def summaries(self) -> list[Summary]:
         """What is told of each, newest first."""
@@ -112,11 +112,10 @@ def remove_if_ended(session: Session, artifacts: ArtifactStore, job_id: str) -> 
         JobCheckpoints(artifacts, job_id).remove_all()
 
 
-def sweep(session: Session, artifacts: ArtifactStore) -> int:
+def sweep(database: Database, artifacts: ArtifactStore) -> int:
     """Remove the checkpoints of jobs that have ended, left by who was killed. Returns of how many jobs."""
     held = [path.name for path in artifacts.checkpoints.iterdir()]
-    going_on = set(session.scalars(select(Job.id).where(Job.id.in_(held), Job.state.not_in(ENDED))))
+    with database.session_across_teams() as session:
+        going_on = set(session.scalars(select(Job.id).where(Job.id.in_(held), Job.state.not_in(ENDED))))
     ended = [job_id for job_id in held if job_id not in going_on]
-    for job_id in ended:
-        JobCheckpoints(artifacts, job_id).remove_all()
-    return len(ended)
+    return sum(JobCheckpoints(artifacts, job_id).remove_all() for job_id in ended)

@@ -19,6 +19,8 @@ from storage.tables import File, Job
 #: How many processes may die while they validate a file, before nobody tries again.
 MOST_DEATHS = 3
 
+#: Which files nobody has validated yet.
+WITHOUT_VERDICT = (File.status == "uploaded", File.deleted_at.is_(None))
 _NO_VALIDATION = {"validation_started_at": None, "validation_bytes_read": None}
 
 
@@ -127,9 +129,9 @@ def reason_against(training: File, validation: File | None, *, batch_size: int) 
     return None
 
 
-def waiting_for_validation(session: Session) -> Sequence[str]:
-    """Ids of the files that nobody has validated yet."""
-    return session.scalars(select(File.id).where(File.status == "uploaded", File.deleted_at.is_(None))).all()
+def is_unjudged(session: Session, file_id: str) -> bool:
+    """Whether a file is there and nobody has validated it yet."""
+    return session.scalar(select(File.id).where(*_waits_for_verdict(file_id))) is not None
 
 
 def begin_validation(session: Session, file_id: str) -> File | None:
@@ -184,4 +186,4 @@ def record_verdict(session: Session, file_id: str, verdict: Verdict) -> bool:
 
 
 def _waits_for_verdict(file_id: str) -> tuple[ColumnElement[bool], ...]:
-    return File.id == file_id, File.status == "uploaded", File.deleted_at.is_(None)
+    return File.id == file_id, *WITHOUT_VERDICT

@@ -1,17 +1,22 @@
 """Fine-tuning jobs: the rows behind /v1/fine_tuning/jobs, and what their owners ask of them."""
 
 from collections.abc import Mapping, Sequence
+from typing import get_args
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from api_schemas.errors import LikenessError
-from api_schemas.jobs import ENDED, JobCreate
+from api_schemas.jobs import ENDED, JobCreate, JobStatus
 from api_schemas.models import Reads
-from storage import job_files, job_moves, preparations
+from storage import job_files, job_moves, models, preparations
 from storage.ids import new_id
 from storage.pages import Order, page
 from storage.tables import File, Job
+
+_UNENDED = set(get_args(JobStatus)) - ENDED
+# How soon to ask again when there is no room. Nobody knows when a training ends.
+_ROOM_SECONDS = "30"
 
 
 def create(
@@ -25,9 +30,11 @@ def create(
 ) -> Job:
     """A new job, queued if its files are validated, else waiting for them.
 
-    `max_seq_length` is how many tokens of a text the base model reads, None if it `reads` vectors.
+    `max_seq_length` is how many tokens of a text the base model reads, None if it `reads` vectors. Raises LikenessError
+    `not_found`, or `out_of_range` for a deadline that has passed.
     """
     openai = request.hyperparameters
+    _refuse_past(session, request.deadline)
     named = job_files.named(request).values()
     others = session.scalars(select(File).where(File.id.in_(named)).order_by(File.id)).all()
     files = [*{file.id: file for file in (training, validation, *others) if file}.values()]
@@ -36,6 +43,7 @@ def create(
         session.refresh(file, with_for_update={"read": True})
         if file.deleted_at is not None:
             raise LikenessError("not_found", f"There is no file {file.id!r}")
+    models.hold(session, request.model)
     row = Job(
         id=new_id("ftjob"),
         state="validating_files",
@@ -46,7 +54,10 @@ def create(
         openai_hyperparameters=openai.model_dump() if openai else None,
         seed=request.seed or 0,
         suffix=request.suffix,
+        priority=request.priority,
         job_metadata=request.metadata,
+        max_runtime_seconds=request.max_runtime_seconds,
+        deadline_at=None if request.deadline is None else func.to_timestamp(request.deadline),
         reads=reads,
         max_seq_length=max_seq_length,
     )
@@ -59,6 +70,39 @@ def create(
     session.flush()
     session.refresh(row)
     return row
+
+
+def _refuse_past(session: Session, deadline: int | None) -> None:
+    """Refuse a deadline that has passed, by the clock that ends the job."""
+    now = session.scalar(select(func.extract("epoch", func.clock_timestamp()))) if deadline is not None else None
+    if deadline is not None and now is not None and deadline <= now:
+        raise LikenessError(
+            "out_of_range",
+            f"`deadline` must be a Unix time to come, in seconds: {deadline} was {int(now) - deadline} s ago.",
+            param="deadline",
+        )
+
+
+def check_room(session: Session, most: int) -> None:
+    """Make sure that the session's team may make a job: nobody else makes one for it until the session ends.
+
+    most: how many jobs it may have that haven't ended. Raises LikenessError `queue_full`.
+    """
+    _refuse_beyond(session, most)
+    # Whoever else makes a job for the team waits here until this one is committed, and then counts it.
+    name = f"jobs of {session.info['team']}"
+    session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(name, 0))))
+    _refuse_beyond(session, most)
+
+
+def _refuse_beyond(session: Session, most: int) -> None:
+    unended = session.scalar(select(func.count(Job.id)).where(Job.state.in_(_UNENDED))) or 0
+    if unended >= most:
+        raise LikenessError(
+            "queue_full",
+            f"The team has {unended} jobs that haven't ended, and may have {most}. Wait until one ends, or cancel one.",
+            headers={"Retry-After": _ROOM_SECONDS},
+        )
 
 
 def get(session: Session, job_id: str) -> Job:

@@ -12,7 +12,8 @@ from storage import job_files, job_moves, job_refusals, queue
 from storage.job_moves import MOST_CRASHES, Level
 from storage.tables import File, Job
 
-_IN_PREPARATION = (Job.state == "validating_files", Job.validated)
+#: Which jobs' files are validated and not yet prepared.
+IN_PREPARATION = (Job.state == "validating_files", Job.validated)
 
 
 def release_waiting_for(session: Session, file_id: str) -> None:
@@ -24,14 +25,14 @@ def release_waiting_for(session: Session, file_id: str) -> None:
         release(session, row, session.scalars(select(File).where(File.id.in_(ids))).all())
 
 
-def waiting(session: Session) -> Sequence[str]:
-    """Ids of the jobs whose files are validated and not yet prepared."""
-    return session.scalars(select(Job.id).where(*_IN_PREPARATION).order_by(Job.created_at)).all()
-
-
 def unprepared(session: Session, job_id: str) -> Job | None:
     """The job, while its files are being prepared. None once that is over: it is cancelled, or prepared already."""
-    return session.scalar(select(Job).where(Job.id == job_id, *_IN_PREPARATION))
+    return session.scalar(select(Job).where(Job.id == job_id, *IN_PREPARATION))
+
+
+def is_under_way(session: Session, job_id: str) -> bool:
+    """Whether the job's files are still to be prepared."""
+    return unprepared(session, job_id) is not None
 
 
 def begin(session: Session, job_id: str) -> Job | None:
@@ -49,19 +50,33 @@ def begin(session: Session, job_id: str) -> Job | None:
     return row
 
 
-def give_back(session: Session, job_id: str) -> None:
-    """Take back the last beginning, because its worker is going away. Does nothing once preparation is over."""
+def give_back(session: Session, job_id: str, *, begun: int | None = None) -> None:
+    """Take back the last beginning, because its worker is going away. Does nothing once preparation is over.
+
+    begun: which one it was. Giving that back again changes nothing: the answer to the first commit may have been lost.
+    """
     row = _locked_in_preparation(session, job_id)
-    if row is not None and row.preparations_begun > 0:
+    if row is not None and row.preparations_begun > 0 and begun in (None, row.preparations_begun):
         row.preparations_begun -= 1
         job_moves.add_event(session, row, "warn", "The worker is shutting down; the files are prepared by another")
 
 
-def record(session: Session, job_id: str, message: str, *, level: Level = "info") -> None:
-    """Write an event of a preparation. Does nothing once that is over."""
+def pause(session: Session, job_id: str, message: str) -> None:
+    """Pause the job until somebody has done what the message asks for; this beginning doesn't count.
+
+    Does nothing once preparation is over.
+    """
     row = _locked_in_preparation(session, job_id)
     if row is not None:
-        job_moves.add_event(session, row, level, message)
+        row.preparations_begun = max(0, row.preparations_begun - 1)
+        job_moves.pause(session, row, "warn", message)
+
+
+def record(session: Session, job_id: str, message: str, *, level: Level = "info", key: str | None = None) -> None:
+    """Write an event of a preparation, once if it has a key. Does nothing once that is over."""
+    row = _locked_in_preparation(session, job_id)
+    if row is not None and not job_moves.is_told(session, row, key):
+        job_moves.add_event(session, row, level, message, key=key)
 
 
 def finish(session: Session, job_id: str, method: Method) -> None:
@@ -101,6 +116,7 @@ def release(session: Session, row: Job, files: Sequence[File]) -> None:
 
 def prepare_again(session: Session, row: Job) -> None:
     """Have the files of a job prepared that was paused before they were, or wait for their validation."""
+    row.preparations_begun = 0  # a pause may have ended one, which says nothing against the job
     if row.validated:
         queue.put(session, row.team_id, queue.PREPARE, [row.id])
         return

@@ -77,6 +77,11 @@ def stop_child(process: subprocess.Popen[bytes], *, sig: signal.Signals, grace_s
     """Ask a process to end with `sig`, and kill it after the grace time. Returns its exit code."""
     if process.poll() is None:
         process.send_signal(sig)
+    return await_child(process, grace_seconds=grace_seconds)
+
+
+def await_child(process: subprocess.Popen[bytes], *, grace_seconds: float) -> int:
+    """Wait for a process that was asked to end, and kill it after the grace time. Returns its exit code."""
     try:
         return process.wait(timeout=grace_seconds)
     except subprocess.TimeoutExpired:

@@ -5,12 +5,12 @@ What is in one is the business of `workers.search`.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from storage.artifacts import ArtifactStore, differing
+from storage import disk, manifests
+from storage.artifacts import ArtifactStore
 
 
 class SearchTrials:
@@ -27,32 +27,27 @@ class SearchTrials:
 
     def is_whole(self, kind: str, number: int) -> bool:
         """Whether it is there as it was written."""
-        folder = self.folder(kind, number)
-        return folder.is_dir() and not differing(folder)
+        return manifests.is_whole(self.folder(kind, number))
 
     @contextmanager
     def publishing(self, kind: str, number: int) -> Iterator[Path]:
         """A folder to write one into, there once the block has ended well.
 
-        One that is there already stays: a trial is decided by its job, so another attempt's is the same. Raises
-        OSError as the file system does.
+        A whole one that is there already stays: a trial is decided by its job, so another attempt's is the same.
+        Raises OSError as the file system does; then nothing has changed.
         """
-        self._root.mkdir(exist_ok=True)
-        target = self.folder(kind, number)
-        try:
-            # The name of an unfinished checkpoint, so that it is removed with them.
-            with self._artifacts.publishing(target, name=f"checkpoint-{self._job_id}-{kind}-{number}") as folder:
-                yield folder
-        except OSError:
-            if not target.exists():
-                raise
+        disk.make_directory(self._root)
+        # The name of an unfinished checkpoint, so that it is removed with them.
+        name = f"checkpoint-{self._job_id}-{kind}-{number}"
+        with self._artifacts.publishing_once(self.folder(kind, number), name=name) as folder:
+            yield folder
 
     def remove(self, kind: str, number: int) -> None:
         """Remove one; fine if it is gone."""
-        shutil.rmtree(self.folder(kind, number), ignore_errors=True)
+        disk.remove(self.folder(kind, number))
 
     def keep_only(self, kind: str, number: int) -> None:
         """Remove all others of the kind."""
         for path in self._root.glob(f"{kind}-*"):
             if path.name != f"{kind}-{number}":
-                shutil.rmtree(path, ignore_errors=True)
+                disk.remove(path)

@@ -2,9 +2,9 @@
 
 import json
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from storage.processes import is_alive
@@ -42,9 +42,44 @@ class StorageSettings(BaseSettings):
         description="How large the tokenized datasets, which can be made again, may grow; the least recently used "
         "go first.",
     )
+    deleted_model_seconds: float = Field(
+        default=300.0,
+        ge=0,
+        description="How long a deleted model's files stay, for requests and downloads that still read them.",
+    )
+    tensorboard_days: float = Field(
+        default=30.0, ge=0, description="How long what a training wrote for TensorBoard stays after its job's end."
+    )
+    training_processes: int | Literal["auto"] = Field(
+        default="auto",
+        description="In how many processes a worker trains a job, each on a GPU of its own: a number, or auto for as "
+        "many as it sees GPUs, and one without any.",
+    )
+    lease_seconds: float = Field(
+        default=45.0,
+        ge=1,
+        le=3600,
+        description="How long a worker may be silent before its jobs are given to others.",
+    )
+    tick_seconds: float = Field(
+        default=2.0, gt=0, le=4, description="How often the reconciler looks for what crashes left behind."
+    )
+    stop_seconds: float = Field(
+        default=8.0,
+        ge=0,
+        description="How long a training may take to end its step and keep its state when its worker is told to stop. "
+        "Then it is killed, and goes on from its last checkpoint elsewhere.",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", description="DEBUG, INFO, WARNING or ERROR: the least that is worth a line in the log."
     )
+
+    @field_validator("training_processes", mode="before")
+    @classmethod
+    def _is_auto_or_a_number(cls, value: Any) -> Any:
+        if value == "auto" or (str(value).isdecimal() and int(value) >= 1):
+            return value
+        raise ValueError("it must be auto, or a number from 1 on")
 
     @property
     def artifacts_dir(self) -> Path:

@@ -1,4 +1,4 @@
-"""The rows. Every one belongs to a team; `storage.database` filters by it."""
+"""The rows. All but those of teams and of leaders belong to a team; `storage.database` filters by it."""
 
 from datetime import datetime
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy import (
     BigInteger,
     DateTime,
+    Double,
     ForeignKey,
     Identity,
     Index,
@@ -18,6 +19,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from api_schemas.jobs import Priority
 from api_schemas.models import Reads
 
 # The clock is PostgreSQL's, everywhere: processes on several machines disagree about the time.
@@ -51,10 +53,13 @@ class Team(Base):
     id: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    # When a worker of each queue last took up something of the team's (`storage.scheduling`).
+    gpu_turn_at: Mapped[datetime | None]
+    cpu_turn_at: Mapped[datetime | None]
 
 
 class TeamOwned:
-    """Mixed into every table whose rows belong to a team, which is all the others."""
+    """Mixed into every table whose rows belong to a team."""
 
     # None until the session that adds the row fills in its own team.
     team_id: Mapped[str] = mapped_column(ForeignKey("teams.id", ondelete="RESTRICT"))
@@ -152,6 +157,7 @@ class Job(TeamOwned, Base):
     openai_hyperparameters: Mapped[dict[str, Any] | None]
     seed: Mapped[int] = mapped_column(BigInteger)
     suffix: Mapped[str | None]
+    priority: Mapped[Priority] = mapped_column(Text, server_default="normal")
     # Its files are: while still in `validating_files` they are being prepared.
     validated: Mapped[bool] = mapped_column(server_default=false())
     # Beginnings that nobody gave back, as for files.
@@ -165,16 +171,57 @@ class Job(TeamOwned, Base):
     error: Mapped[dict[str, Any] | None]
     fine_tuned_model: Mapped[str | None]
     trained_tokens: Mapped[int | None] = mapped_column(BigInteger)
-    # The lease: which attempt may write, who holds it, and until when.
+    # Whether it has begun and, if it is queued again, nobody but its worker's end is the reason: then it goes first.
+    in_turn: Mapped[bool] = mapped_column(server_default=false())
+    # Which attempt may write, and who works on it under a Lease.
     attempt: Mapped[int] = mapped_column(server_default="0")
-    crashes: Mapped[int] = mapped_column(server_default="0")
     worker_id: Mapped[str | None]
+    # Of an attempt that a worker of before there was a table of leases has begun; else null.
     lease_expires_at: Mapped[datetime | None]
+    # How attempts have ended that did not end the job: died, died for lack of memory, given back by their worker.
+    crashes: Mapped[int] = mapped_column(server_default="0")
+    oom_kills: Mapped[int] = mapped_column(server_default="0")
+    preemptions: Mapped[int] = mapped_column(server_default="0")
+    # The furthest step after which an attempt has died, and how many have died since one got further than that.
+    died_after_step: Mapped[int | None]
+    deaths_in_place: Mapped[int] = mapped_column(server_default="0")
+    # How long attempts that have ended ran, and how long all together may; when the job must have ended.
+    ran_seconds: Mapped[float] = mapped_column(Double, server_default="0")
+    max_runtime_seconds: Mapped[int | None]
+    deadline_at: Mapped[datetime | None]
     # The last event's number. Taking the next by UPDATE makes numbers gapless and writers queue up.
     last_seq: Mapped[int] = mapped_column(server_default="0")
     created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
+
+
+class Lease(TeamOwned, Base):
+    """The right to work on a running job, until `expires_at` (`storage.leases`).
+
+    Apart from the job, whose row others lock for longer than a lease can wait.
+    """
+
+    __tablename__ = "leases"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    attempt: Mapped[int]
+    worker_id: Mapped[str]
+    # What a renewal adds: said by the worker that took it, so that nobody else need agree on it.
+    seconds: Mapped[float] = mapped_column(Double)
+    started_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    expires_at: Mapped[datetime]
+
+
+class LeaderTerm(Base):
+    """How long one process led the reconcilers, or may yet. The newest term counts (`storage.leadership`)."""
+
+    __tablename__ = "leader_terms"
+
+    term: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    holder: Mapped[str]
+    started_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    ends_at: Mapped[datetime]
 
 
 class JobEvent(TeamOwned, Base):
@@ -189,6 +236,8 @@ class JobEvent(TeamOwned, Base):
     type: Mapped[str]
     message: Mapped[str]
     data: Mapped[dict[str, Any] | None]
+    # Of its writer's making, so that an event is known again if it is written twice.
+    key: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
 
 
@@ -220,6 +269,8 @@ class Model(TeamOwned, Base):
     reads: Mapped[Reads] = mapped_column(Text, server_default="texts")
     dimension: Mapped[int]
     max_seq_length: Mapped[int | None]
+    # What was found wrong with its folder; until that is mended it is not served.
+    damage: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
     deleted_at: Mapped[datetime | None]
 
@@ -233,4 +284,24 @@ class OutboxMessage(TeamOwned, Base):
     queue: Mapped[str]
     task: Mapped[str]
     arguments: Mapped[list[Any]]
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+
+
+class KeptAnswer(TeamOwned, Base):
+    """What a request got that created something, kept for whoever sends it again (`storage.idempotency`)."""
+
+    __tablename__ = "kept_answers"
+    __table_args__ = (
+        UniqueConstraint("team_id", "key"),
+        Index(None, "team_id", "fingerprint"),
+        Index(None, "created_at"),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    # What the client calls the request; None for a client that only counts how often it has sent it.
+    key: Mapped[str | None]
+    fingerprint: Mapped[str]
+    # The last of its attempts that got this answer; None with a key.
+    retry: Mapped[int | None]
+    body: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(server_default=_NOW)

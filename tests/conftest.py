@@ -129,6 +129,8 @@ def settings(
         data_dir=tmp_path / "data",
         base_models_dir=base_models_dir,
         drain_seconds=2,
+        unready_seconds=0,
+        database_seconds=10,
     )
     for name, value in environment_of(settings).items():
         monkeypatch.setenv(name, value)

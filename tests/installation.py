@@ -24,12 +24,13 @@ from service.app import create_app
 from service.http_protocol import StrictHTTPProtocol
 from service.settings import ServiceSettings
 from service.state import ServiceState
-from storage import attempts, teams
+from storage import attempts, jobs, queue, teams
 from storage.artifacts import ArtifactStore
 from storage.database import Database
+from storage.manifests import sha256
 from storage.processes import start_child, stop_child
 from storage.tables import Team
-from workers import tasks
+from workers import preparing, tasks, validating
 
 #: The base model of tests: a random BERT of two layers, as fast as it is useless.
 TINY = "tiny/bert"
@@ -67,8 +68,13 @@ class Installation:
         content = rows if isinstance(rows, bytes) else "\n".join(map(json.dumps, rows)).encode()
         file_id = self.openai.files.create(file=("rows.jsonl", content), purpose="fine-tune").id
         if validated:
-            tasks.validate_file(file_id)
+            self.validate(file_id)
         return file_id
+
+    def validate(self, file_id: str) -> None:
+        """Validate a file, as a worker does whose turn it is."""
+        validating.validate(self.settings, self.database, file_id, threading.Event())
+        queue.dispatch_soon(self.database, self.service.redis)
 
     def create_job(self, training_file: str, *, max_steps: int = 3, prepared: bool = True, **arguments: Any) -> Any:
         """Create a short job on the tiny encoder and, unless told otherwise, prepare it as a worker does."""
@@ -83,11 +89,16 @@ class Installation:
 
     def prepare(self, job: Any) -> Any:
         """Tokenize the job's files and queue it, as a worker does. Nothing happens while a file isn't validated."""
-        tasks.prepare(job.id)
+        preparing.prepare(self.settings, self.database, job.id, threading.Event())
+        queue.dispatch_soon(self.database, self.service.redis)
         return self.openai.fine_tuning.jobs.retrieve(job.id)
 
     def train(self, job: Any) -> Any:
-        """Run the job's attempt here, as a worker's child does, with the real training process."""
+        """Run the job's attempt here, as a worker's child does, with the real training process; other jobs wait."""
+        with self.database.session_across_teams() as session:
+            row = jobs.get(session, job.id)
+            assert row.state == "queued"
+            row.in_turn = True
         tasks.train(job.id, self.openai.fine_tuning.jobs.retrieve(job.id).attempt)
         return self.openai.fine_tuning.jobs.retrieve(job.id)
 
@@ -98,9 +109,10 @@ class Installation:
         with ArtifactStore(self.settings.artifacts_dir).publishing_model(f"{job.id}-{job.attempt}") as folder:
             base = registry.locate(job.model, self.settings.base_models_dir)
             shutil.copytree(base, folder, dirs_exist_ok=True)
+            weights = sha256(folder / "model.safetensors")
         with self.database.session_across_teams() as session:
             return attempts.succeed(
-                session, job.id, job.attempt, base_model=job.model, weights_sha256="0" * 64, dimension=32,
+                session, job.id, job.attempt, base_model=job.model, weights_sha256=weights, dimension=32,
                 max_seq_length=48, trained_tokens=1,
             ).id  # fmt: skip
 
@@ -113,9 +125,9 @@ class Installation:
         return replace(self, key=key)
 
     @contextmanager
-    def worker(self, queue: str) -> Iterator[int]:
+    def worker(self, queue_name: str) -> Iterator[int]:
         """A real worker process on a queue. Yields its pid; stopped with SIGTERM on the way out."""
-        process = start_child([sys.executable, "-m", "workers.worker", queue])
+        process = start_child([sys.executable, "-m", "workers.worker", queue_name])
         try:
             yield process.pid
         finally:
@@ -155,7 +167,7 @@ def running_installation(settings: ServiceSettings) -> Iterator[Installation]:
         with ExitStack() as clients:
             yield Installation(f"http://127.0.0.1:{port}", key, settings, database, application.state.service, clients)
     finally:
-        application.state.service.stopping = True
+        application.state.service.drain.begin()
         server.should_exit = True
         thread.join()
         database.dispose()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from api_schemas.errors import ERROR_CODES, LikenessError
-from api_schemas.jobs import Method, ModelOptions
+from api_schemas.jobs import Method, ModelOptions, ScratchOptions
 from docs import generate
 from tests.markdown import PAGES, ROOT, code_blocks, inline_code, relative_links
 from workers.data.validation import validate
@@ -32,8 +32,9 @@ def test_the_error_shown_is_what_the_service_answers() -> None:
 
 
 def test_the_model_options_shown_are_accepted() -> None:
-    for options in code_blocks(ROOT / "docs" / "encoders.md", "json"):
-        assert ModelOptions(**json.loads(options)).train == "lora"
+    scratch, lora = (ModelOptions(**json.loads(shown)) for shown in code_blocks(ROOT / "docs" / "encoders.md", "json"))
+    assert lora.train == "lora"
+    assert scratch.scratch == ScratchOptions(), "what is shown is what there is without it"
 
 
 def test_the_formats_shown_are_accepted(tmp_path: Path) -> None:
@@ -47,7 +48,7 @@ def test_the_formats_shown_are_accepted(tmp_path: Path) -> None:
         report = validate(path)
         assert report.usable, report.summary
         formats.append(report.format)
-    assert formats == ["pairs", "triplets", "labels", "views", "texts", "vectors", "vector_pairs"]
+    assert formats == ["pairs", "triplets", "scored_pairs", "labels", "views", "texts", "vectors", "vector_pairs"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -16,8 +16,9 @@ from api_schemas.jobs import DataOptions
 from encoders.prompts import Prompts
 from encoders.tokenizer import TextTokenizer
 from storage import files
-from storage.artifacts import ArtifactStore, sha256
+from storage.artifacts import ArtifactStore
 from storage.database import Database
+from storage.manifests import sha256
 from storage.settings import StorageSettings
 from workers.adapters import NoTokenizer
 from workers.data import beir, validation
@@ -26,6 +27,7 @@ from workers.data.formats import ReadOptions
 from workers.data.prepared import Prepared
 from workers.data.row import Row
 from workers.data.validation import FileReport
+from workers.untokenized import Untokenized
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class DatasetFiles:
         self,
         settings: StorageSettings,
         database: Database,
-        tokenizer: TextTokenizer | NoTokenizer,
+        tokenizer: TextTokenizer | NoTokenizer | Untokenized,
         options: DataOptions,
         prompts: Prompts | None = None,
     ) -> None:
@@ -90,7 +92,7 @@ class DatasetFiles:
                 tokenizer=self._prompts.fingerprint(self._tokenizer.fingerprint),
                 limit=limit,
             ),
-            lambda: self._rows(stored),
+            lambda: self.all_rows(stored),
             tokenizer=self._tokenizer,
             limit=limit,
             prompts=self._prompts,
@@ -122,12 +124,28 @@ class DatasetFiles:
                 raise validation.StoppedError
 
         corpus, queries = self._texts
-        return beir.validate(corpus.path, queries.path, stored.path, filename=stored.filename, on_read=on_read)
+        return beir.validate(
+            corpus.path,
+            queries.path,
+            stored.path,
+            filename=stored.filename,
+            on_read=on_read,
+            scratch=self._artifacts.unfinished,
+        )
 
     def rows(self, stored: StoredDataset, numbers: Collection[int]) -> dict[int, Row]:
         """Some rows of a verified file as they were sent, by number from 0; read through up to the last of them."""
-        found = zip(range(max(numbers, default=-1) + 1), self._rows(stored), strict=False)
+        found = zip(range(max(numbers, default=-1) + 1), self.all_rows(stored), strict=False)
         return {number: row for number, row in found if number in numbers}
+
+    def all_rows(self, stored: StoredDataset) -> Iterator[Row]:
+        """All rows of a verified file as they were sent. Raises DatasetError for one that can't be used."""
+        if self._texts is None:
+            return validation.rows(stored.path, filename=stored.filename, options=self.read_options)
+        corpus, queries = self._texts
+        return beir.rows(
+            corpus.path, queries.path, stored.path, filename=stored.filename, scratch=self._artifacts.unfinished
+        )
 
     @cached_property
     def _texts(self) -> tuple[StoredDataset, StoredDataset] | None:
@@ -135,12 +153,6 @@ class DatasetFiles:
         if self._options.corpus is None or self._options.queries is None:
             return None
         return self.verified(self._options.corpus), self.verified(self._options.queries)
-
-    def _rows(self, stored: StoredDataset) -> Iterator[Row]:
-        if self._texts is None:
-            return validation.rows(stored.path, filename=stored.filename, options=self.read_options)
-        corpus, queries = self._texts
-        return beir.rows(corpus.path, queries.path, stored.path, filename=stored.filename)
 
     def _decisive_options(self) -> dict[str, Any]:
         """All that decides, besides a file's own bytes, which rows are made of it."""

@@ -6,9 +6,10 @@ is told before one is taken: rows that can't be used, pairs that aren't there, b
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import structlog
@@ -24,29 +25,34 @@ from encoders.errors import EncoderError
 from encoders.folder import packs
 from encoders.prompts import Prompts
 from encoders.tokenizer import TextTokenizer
-from storage import job_files, job_moves, models, preparations
-from storage.artifacts import DISK_FULL, ArtifactStore
+from storage import disk, job_files, job_moves, models, preparations
+from storage.artifacts import ArtifactStore
 from storage.database import Database
+from storage.job_base import JobBase
+from storage.model_folders import ModelFolders
 from storage.settings import StorageSettings
 from storage.tables import Job
-from workers import model_options
+from workers import model_options, scratch_base
 from workers.adapters import NoTokenizer, WrongAdapterError, check_dimension, dimension_of, tokenizer_of, with_form
 from workers.data import validation
 from workers.data.overlap import MOST_OF_IT, rows_in_training
 from workers.data.preparation import NoRowsError, PreparationStopped
 from workers.data.prepared import Prepared
+from workers.data.row import Row
+from workers.data.scores import FOR_EVALUATION
 from workers.dataset_files import DatasetFiles, StoredDataset
 from workers.evaluation.plan import NotEvaluableError, split_for
 from workers.patience import patiently
-from workers.prompts import prompts_of
+from workers.prompts import prompts_asked, prompts_of
 from workers.search.selection import searchable
 from workers.training.batches import NoBatchError
 from workers.training.mining import MINED_FORMATS
 from workers.training.mixing import Mixture
+from workers.untokenized import Untokenized
 
 log = structlog.get_logger("likeness.preparing")
 
-_LOOK_EVERY_SECONDS = 1.0
+_LOOK_EVERY_SECONDS = 0.5
 _TELL_EVERY_SECONDS = 10.0
 _DIRECTED = ("pairs", "triplets", "vector_pairs")
 
@@ -75,7 +81,8 @@ def prepare(settings: StorageSettings, database: Database, job_id: str, stop: th
     except PreparationStopped:
         log.info("preparation_stopped", reason="the worker stops" if stop.is_set() else "the job is over")
         if stop.is_set():
-            _patiently(database, lambda session: preparations.give_back(session, job_id))
+            begun = job.preparations_begun
+            _patiently(database, lambda session: preparations.give_back(session, job_id, begun=begun))
     except (NotTrainableError, LikenessError) as refusal:
         _fail(database, job_id, refusal.code, str(refusal))
     except (validation.DatasetError, NoRowsError) as refusal:
@@ -91,7 +98,10 @@ def prepare(settings: StorageSettings, database: Database, job_id: str, stop: th
         raise
     except Exception as error:  # the edge of the process: whatever it is, another beginning would meet it again
         log.exception("preparation_failed", reason=type(error).__name__)
-        _fail(database, job_id, *_why(error))
+        if disk.is_full(error) or disk.is_failing(error):
+            _pause(database, job_id, error)
+        else:
+            _fail(database, job_id, *_why(error))
     else:
         _patiently(database, lambda session: preparations.finish(session, job_id, method))
 
@@ -99,6 +109,17 @@ def prepare(settings: StorageSettings, database: Database, job_id: str, stop: th
 def _fail(database: Database, job_id: str, code: str, message: str) -> None:
     log.warning("job_failed", code=code, reason=message)
     _patiently(database, lambda session: preparations.refuse(session, job_id, code, message))
+
+
+def _pause(database: Database, job_id: str, error: Exception) -> None:
+    """Leave a job on a disk that is full or fails until somebody has seen to that."""
+    message = "Paused because the disk of the data directory failed while the files were prepared. See to the disk"
+    if disk.is_full(error):
+        message = (
+            "Paused because the disk was full while the files were prepared. Free space in the data directory, for "
+            "instance by deleting files and models that nobody needs"
+        )
+    _patiently(database, lambda session: preparations.pause(session, job_id, message))
 
 
 def _patiently(database: Database, write: Callable[[Session], None]) -> None:
@@ -111,9 +132,6 @@ def _patiently(database: Database, write: Callable[[Session], None]) -> None:
 
 def _why(error: Exception) -> tuple[str, str]:
     """A code and a sentence for what nobody expected."""
-    if isinstance(error, OSError) and error.errno in DISK_FULL:
-        full = "The disk of the data directory was full while the files were prepared. Free space, then try again."
-        return "disk_full", full
     if isinstance(error, MemoryError):
         return "out_of_memory", "Preparing the files needs more memory than the worker has. Split them, then try again."
     return (
@@ -121,6 +139,10 @@ def _why(error: Exception) -> tuple[str, str]:
         f"Preparing the files ended in an error that was not expected ({type(error).__name__}). This is a defect of "
         "the service: please report it with the worker's log.",
     )
+
+
+def _say_nothing(message: str, *, level: job_moves.Level = "info") -> None:
+    """For what is decided twice, and said the second time."""
 
 
 class _Preparation:
@@ -132,6 +154,7 @@ class _Preparation:
         self._job = job
         self._stop = stop
         self._method = Method(**job.method)
+        self._verified: dict[str, StoredDataset] = {}
         self._looked = self._told = time.monotonic()
         self._over = False
 
@@ -143,9 +166,10 @@ class _Preparation:
         files = self._dataset_files(tokenizer, prompts_of(self._job, self._method.contrastive.model, folder))
         asked = self._method.contrastive.hyperparameters.max_seq_length
         limit = min(asked, tokenizer.max_seq_length) if isinstance(asked, int) else tokenizer.max_seq_length
-        training = [self._prepared(files, file_id, limit) for file_id in job_files.training_ids(self._job)]
+        training = self._training(files, limit)
         held_out = self._job.validation_file
         validation = self._prepared(files, held_out, limit) if held_out else None
+        self._check_no_scores(training)
         method = self._resolved(training, folder)
         self._check_mixture(training)
         if self._job.reads == "vectors":
@@ -159,7 +183,8 @@ class _Preparation:
             self._check_overlap(training, each)
         method, split = split_for(method, training, validation, self._job.seed, asked=self._method, say=self._say)
         method = searchable(method, split, training, self._job.seed, say=self._say)
-        for each in [*(split.training if split else training), *held_out_rows]:
+        with_a_loss = [each for each in held_out_rows if each.scores is None]
+        for each in [*(split.training if split else training), *with_a_loss]:
             self._check_batches(each, method)
         return method
 
@@ -169,7 +194,9 @@ class _Preparation:
         if reason := model_options.reason_against(self._method.contrastive.model, folder):
             raise NotTrainableError("invalid_value", f"`method.contrastive.model`: {reason}")
 
-    def _dataset_files(self, tokenizer: TextTokenizer | NoTokenizer, prompts: Prompts | None) -> DatasetFiles:
+    def _dataset_files(
+        self, tokenizer: TextTokenizer | NoTokenizer | Untokenized, prompts: Prompts | None = None
+    ) -> DatasetFiles:
         try:
             return DatasetFiles(self._settings, self._database, tokenizer, self._method.contrastive.data, prompts)
         except ValueError as error:
@@ -180,18 +207,70 @@ class _Preparation:
         with self._database.session(self._job.team_id) as session:
             tuned = models.find(session, self._job.model)
         if tuned is not None:
-            return ArtifactStore(self._settings.artifacts_dir).model(tuned.artifact)
+            folders = ModelFolders(self._database, ArtifactStore(self._settings.artifacts_dir))
+            return folders.verified(tuned.id, tuned.artifact, weights_sha256=tuned.weights_sha256)
         if self._job.model == registry.ADAPTER:
             return None
+        if self._job.model == registry.SCRATCH:
+            return self._from_scratch()
         return registry.locate(self._job.model, self._settings.base_models_dir)
 
+    def _from_scratch(self) -> Path:
+        """The tokenizer and the untrained weights of this job, made now unless an earlier beginning has made them."""
+        base = JobBase(ArtifactStore(self._settings.artifacts_dir), self._job.id)
+        if base.is_whole():
+            return base.folder
+        files = self._dataset_files(Untokenized())
+        sources = [
+            scratch_base.Source(self._rows(files, file_id), data)
+            for file_id, data in zip(job_files.training_ids(self._job), self._trained_on(files), strict=True)
+        ]
+        model = self._method.contrastive.model
+        assert model.scratch is not None  # noqa: S101 (the job was created with it)
+        prompts = prompts_asked(model) or Prompts()
+        with base.publishing() as folder:
+            made = scratch_base.make(folder, sources, prompts, model.scratch, seed=self._job.seed)
+        self._say(made.told(), level="info" if made.has_pieces else "warn")
+        return base.folder
+
+    def _trained_on(self, files: DatasetFiles) -> Sequence[Prepared]:
+        """The training files before there are tokens, without the rows that will be held out. Raises as `run` does."""
+        training = self._training(files, Untokenized.max_seq_length)
+        method = self._resolved(training, None)
+        self._check_mixture(training)
+        for each in training:
+            self._check_format(each, method)
+        if self._job.validation_file is not None:
+            return training
+        _, split = split_for(method, training, None, self._job.seed, asked=self._method, say=_say_nothing)
+        return split.training if split else training
+
+    def _rows(self, files: DatasetFiles, file_id: str) -> Iterator[Row]:
+        """All rows of a file, as long as the job is not over. Raises PreparationStopped."""
+        for row in files.all_rows(self._stored(files, file_id)):
+            if self._is_over():
+                raise PreparationStopped
+            yield row
+
+    def _training(self, files: DatasetFiles, limit: int) -> list[Prepared]:
+        return [self._prepared(files, file_id, limit) for file_id in job_files.training_ids(self._job)]
+
     def _prepared(self, files: DatasetFiles, file_id: str, limit: int) -> Prepared:
-        stored = files.verified(file_id)
-        if not self._method.contrastive.data.as_uploaded:
-            self._validate(files, stored)
         return files.prepared(
-            stored, limit=limit, progress=self._telling("Tokenized {:,} rows"), should_stop=self._is_over
+            self._stored(files, file_id),
+            limit=limit,
+            progress=self._telling("Tokenized {:,} rows" if limit > 1 else "Read {:,} rows"),
+            should_stop=self._is_over,
         )
+
+    def _stored(self, files: DatasetFiles, file_id: str) -> StoredDataset:
+        """A file that is as it was sent, and whose rows can be used as the job reads them; looked at once."""
+        if file_id not in self._verified:
+            stored = files.verified(file_id)
+            if not self._method.contrastive.data.as_uploaded:
+                self._validate(files, stored)
+            self._verified[file_id] = stored
+        return self._verified[file_id]
 
     def _validate(self, files: DatasetFiles, stored: StoredDataset) -> None:
         """Judge the file as the job says that it is to be read; when it was uploaded nobody had said so."""
@@ -217,6 +296,12 @@ class _Preparation:
             pads=pads,
         )
 
+    def _check_no_scores(self, training: Sequence[Prepared]) -> None:
+        """Raises NotTrainableError if rows were to be trained on that may be unlike."""
+        for file_id, data in zip(job_files.training_ids(self._job), training, strict=True):
+            if data.scores is not None:
+                raise NotTrainableError("pairs_with_score", f"The training file {file_id}: {FOR_EVALUATION}")
+
     def _check_mixture(self, training: Sequence[Prepared]) -> None:
         """Raises NotTrainableError if one encoder can't read all of the files."""
         widths = {None if data.vectors is None else data.vectors.shape[1] for data in training}
@@ -232,6 +317,8 @@ class _Preparation:
         wrong = wrong_file(self._job.model, self._job.reads, data.format)
         if wrong is not None:
             raise NotTrainableError("invalid_value", wrong)
+        if data.scores is not None:
+            return  # what follows is about training
         if method.contrastive.loss.symmetric is not None and data.format not in _DIRECTED:
             raise NotTrainableError(
                 "invalid_value",
@@ -264,18 +351,19 @@ class _Preparation:
         if known > MOST_OF_IT * len(validation):
             raise NotTrainableError(
                 "evaluation_in_training",
-                f"{known} of the validation file's {len(validation)} rows stand in the {where}, so its loss "
+                f"{known} of the validation file's {len(validation)} rows stand in the {where}, so it "
                 "would measure memory. Take rows that are not trained on.",
             )
         if known:
             self._say(
-                f"{known} of the validation file's {len(validation)} rows stand in the {where}; on these its "
-                "loss measures memory. Take them out of one of the two.",
+                f"{known} of the validation file's {len(validation)} rows stand in the {where}; on these it "
+                "measures memory. Take them out of one of the two.",
                 level="warn",
             )
 
     def _say(self, message: str, *, level: job_moves.Level = "info") -> None:
-        _patiently(self._database, lambda session: preparations.record(session, self._job.id, message, level=level))
+        job_id, key = self._job.id, secrets.token_hex(8)
+        _patiently(self._database, lambda session: preparations.record(session, job_id, message, level=level, key=key))
 
     def _telling(self, sentence: str) -> Callable[[int], None]:
         """Says now and then, in the job's events, how far it is."""
@@ -288,7 +376,7 @@ class _Preparation:
         return tell
 
     def _is_over(self) -> bool:
-        """Whether to stop: the worker does, or the job has been cancelled, which is looked up once a second."""
+        """Whether to stop: the worker does, or the job has been cancelled, which is looked up twice a second."""
         if self._stop.is_set():
             return True
         if not self._over and time.monotonic() - self._looked >= _LOOK_EVERY_SECONDS:

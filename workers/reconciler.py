@@ -8,14 +8,17 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
 import structlog
 from redis import Redis, RedisError
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 
-from storage import attempts, checkpoints, files, preparations, queue, uploads
+from storage import attempts, checkpoints, files, garbage, idempotency, limits, ownership, queue, scheduling, uploads
 from storage.artifacts import ArtifactStore
 from storage.database import Database
 from storage.leadership import Leadership
@@ -24,54 +27,83 @@ from storage.settings import NoServersError, StorageSettings
 
 log = structlog.get_logger("likeness.reconciler")
 
-TICK_SECONDS = 2.0
 _SWEEP_EVERY_SECONDS = 600.0
+_ANSWER_SECONDS = 10.0
 
 
 class Reconciler:
-    """The mending itself; `tick` does all of it once."""
+    """The mending itself: what `tick` does is waited for, what `sweep` does isn't."""
 
     def __init__(
-        self, database: Database, redis: Redis, artifacts: ArtifactStore, *, derived: tuple[Path, int] | None = None
+        self,
+        database: Database,
+        redis: Redis,
+        artifacts: ArtifactStore,
+        *,
+        derived: tuple[Path, int] | None = None,
+        retention: garbage.Retention | None = None,
     ) -> None:
         """derived: where the derived data is, and how many bytes of it are kept; None leaves it alone."""
         self._database = database
         self._redis = redis
         self._artifacts = artifacts
         self._derived = derived
+        self._retention = retention or garbage.Retention()
         self._swept = -_SWEEP_EVERY_SECONDS
 
     def tick(self) -> None:
-        """Rescue, dispatch, and enqueue again. Raises OperationalError or RedisError when a server is away."""
+        """Rescue, end what is overdue, dispatch, and enqueue again.
+
+        Raises OperationalError or RedisError when a server is away.
+        """
         with self._database.session_across_teams() as session:
-            rescued = attempts.rescue_expired(session)
-        if rescued:
-            log.warning("jobs_rescued", count=rescued)
+            expired, overdue = attempts.expired(session), limits.overdue(session)
+        for job_id, attempt in expired:
+            self._one("job_rescued", job_id, partial(attempts.rescue, attempt=attempt))
+        for job_id in overdue:
+            self._one("overdue_job_ended", job_id, limits.end)
         queue.dispatch(self._database, self._redis)
         self._enqueue_lost()
-        self._sweep()
+
+    def _one(self, event: str, job_id: str, mend: Callable[[Session, str], bool]) -> None:
+        """Mend one job, in a transaction of its own: one that can't be mended keeps nobody else waiting."""
+        try:
+            with self._database.session_across_teams() as session:
+                mended = mend(session, job_id)
+        except OperationalError:
+            raise
+        except Exception:  # the edge of a job: without it one odd row would stop all mending
+            log.exception("job_not_mended", job=job_id, wanted=event)
+            return
+        if mended:
+            log.warning(event, job=job_id)
 
     def _enqueue_lost(self) -> None:
         """Hand over again what ought to be in the queue and isn't, for instance because Valkey was emptied."""
-        with self._database.session_across_teams() as session:
-            expected: list[tuple[str, list[str | int]]] = []
-            expected += [(queue.TRAIN, [job_id, attempt]) for job_id, attempt in attempts.queued(session)]
-            expected += [(queue.PREPARE, [job_id]) for job_id in preparations.waiting(session)]
-            expected += [(queue.VALIDATE_FILE, [file_id]) for file_id in files.waiting_for_validation(session)]
-        for task, arguments in expected:
-            if not queue.is_alive(self._redis, task, arguments):
-                log.warning("task_enqueued_again", task=task, arguments=arguments)
-                queue.enqueue(self._redis, task, arguments)
+        lost = scheduling.enqueue_lost(self._database, self._redis)
+        if lost:
+            log.warning("tasks_enqueued_again", count=lost)
 
-    def _sweep(self) -> None:
+    def sweep(self) -> None:
+        """Remove what nobody owns, now and then. Raises as `tick` does."""
         if time.monotonic() - self._swept < _SWEEP_EVERY_SECONDS:
             return
         self._swept = time.monotonic()
+        self._sweep_derived()
+        with self._database.session_across_teams() as session:
+            idempotency.sweep(session)
+        if not self._owns_artifacts():
+            log.error("artifacts_of_another_database", remedy="`likeness verify` says what to do; nothing is removed")
+            return
         leftovers = self._artifacts.sweep_unfinished() + self._sweep_parts() + self._sweep_files()
         leftovers += self._sweep_checkpoints()
+        leftovers += garbage.sweep(self._database, self._artifacts, self._retention)
         if leftovers:
             log.info("leftovers_removed", count=leftovers)
-        self._sweep_derived()
+
+    def _owns_artifacts(self) -> bool:
+        with self._database.session_across_teams() as session:
+            return ownership.claim(session, self._artifacts)
 
     def _sweep_parts(self) -> int:
         """Remove the parts of uploads that have ended: expired, or left behind by who ended them."""
@@ -87,8 +119,7 @@ class Reconciler:
 
     def _sweep_checkpoints(self) -> int:
         """Remove the checkpoints of jobs that have ended, because who ended them was killed."""
-        with self._database.session_across_teams() as session:
-            return checkpoints.sweep(session, self._artifacts)
+        return checkpoints.sweep(self._database, self._artifacts)
 
     def _sweep_files(self) -> int:
         """Remove the bytes of files that have no row, because who stored them or deleted the row was killed."""
@@ -114,15 +145,18 @@ class Reconciler:
             log.info("derived_data_removed", bytes=removed)
 
 
-def run(reconciler: Reconciler, leadership: Leadership, stop: threading.Event) -> None:
+def run(reconciler: Reconciler, leadership: Leadership, stop: threading.Event, *, tick_seconds: float) -> None:
     """Tick until told to stop. Servers that are away are waited for."""
     while not stop.is_set():
-        try:
-            if leadership.is_mine():
-                reconciler.tick()
-        except (OperationalError, RedisError) as error:
-            log.warning("reconciling_postponed", reason=type(error).__name__)
-        stop.wait(TICK_SECONDS)
+        for work in (reconciler.tick, reconciler.sweep):
+            try:
+                if leadership.is_mine():
+                    work()
+            except (OperationalError, RedisError) as error:
+                log.warning("reconciling_postponed", reason=type(error).__name__)
+            except OSError as error:  # whatever the disk does, jobs are rescued
+                log.error("sweeping_failed", reason=error.strerror, path=error.filename)
+        stop.wait(tick_seconds)
     leadership.give_up()
 
 
@@ -135,7 +169,7 @@ def main() -> int:
     except NoServersError as error:
         log.error("reconciler_not_started", reason=str(error))
         return 2
-    database = Database(settings.required_database_url, pool_size=2)
+    database = Database(settings.required_database_url, pool_size=2, answer_seconds=_ANSWER_SECONDS)
     stop = threading.Event()
 
     def ask_to_stop(_signal: int, _frame: FrameType | None) -> None:
@@ -149,8 +183,9 @@ def main() -> int:
         redis,
         ArtifactStore(settings.artifacts_dir),
         derived=(settings.derived_dir, settings.derived_max_bytes),
+        retention=garbage.Retention.of(settings),
     )
-    run(reconciler, Leadership(database), stop)
+    run(reconciler, Leadership(database), stop, tick_seconds=settings.tick_seconds)
     return 0
 
 

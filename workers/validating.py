@@ -14,8 +14,8 @@ from sqlalchemy.exc import OperationalError
 
 from api_schemas.defaults import MODEL
 from api_schemas.files import MAX_LISTED_ERRORS
-from storage import files, preparations
-from storage.artifacts import DISK_FULL, ArtifactStore
+from storage import disk, files, preparations
+from storage.artifacts import ArtifactStore
 from storage.database import Database
 from storage.files import Verdict
 from storage.settings import StorageSettings
@@ -162,7 +162,7 @@ def _why(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return f"Reading it needs more memory than the worker has. {_REMEDY}"
     # Not tried again: on a full disk each try would read the file anew and fail at the same place, without an end.
-    if isinstance(error, OSError) and error.errno in DISK_FULL:
+    if disk.is_full(error):
         return (
             "The disk of the data directory was full while the file was validated, which takes room for temporary "
             "files. Free space, then upload the file again."

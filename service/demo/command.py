@@ -31,7 +31,9 @@ class _Running(NamedTuple):
     started_here: bool = False
 
 
-def demonstrate(settings: ServiceSettings, *, console: Console, max_steps: int | None) -> bool:
+def demonstrate(
+    settings: ServiceSettings, *, console: Console, max_steps: int | None, search_trials: int | None = None
+) -> bool:
     """Run the demonstration on the data directory's installation, started for it if none runs. True if it went well."""
     # SIGTERM ends it as Ctrl-C does: everything that was started is stopped.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -45,6 +47,7 @@ def demonstrate(settings: ServiceSettings, *, console: Console, max_steps: int |
                 console=console,
                 workdir=workdir,
                 max_steps=max_steps,
+                search_trials=search_trials,
                 later=_later(settings, running),
             )
     except KeyboardInterrupt:

@@ -26,6 +26,7 @@ def run_demo(
     console: Console,
     workdir: Path,
     max_steps: int | None = None,
+    search_trials: int | None = None,
     n_epochs: int = 1,
     batch_size: int = 64,
     learning_rate: float = 1e-4,
@@ -34,12 +35,12 @@ def run_demo(
 ) -> bool:
     """Fine-tune on the standard library's docstrings and tell whether that was worth it.
 
-    `base_url` ends in /v1. `later` is what the commands printed at the end say about the server, if that is
-    not this URL and a placeholder for the key. True only if the tuned model finds held-out answers better, with
-    the 95 % interval of the MRR difference above zero. Failures are printed, never raised;
-    KeyboardInterrupt is, once the job is asked to stop.
+    `base_url` ends in /v1. With `search_trials` the job finds the temperature by so many trainings. `later` is what
+    the commands printed at the end say about the server, if that is not this URL and a placeholder for the key. True
+    only if the tuned model finds held-out answers better, with the 95 % interval of the MRR difference above zero.
+    Failures are printed, never raised; KeyboardInterrupt is, once the job is asked to stop.
     """
-    hyperparameters = {
+    hyperparameters: dict[str, Any] = {
         "n_epochs": n_epochs,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
@@ -47,7 +48,10 @@ def run_demo(
     }
     if max_steps is not None:
         hyperparameters["max_steps"] = max_steps
-    contrastive = {"loss": {"name": "ntxent", "temperature": temperature}, "hyperparameters": hyperparameters}
+    loss: dict[str, Any] = {"name": "ntxent", "temperature": temperature}
+    if search_trials is not None:
+        loss["temperature"], hyperparameters["trials"] = "search", search_trials
+    contrastive = {"loss": loss, "hyperparameters": hyperparameters}
     method = {"type": "contrastive", "contrastive": contrastive}
     try:
         with OpenAI(base_url=base_url, api_key=api_key) as client:

@@ -7,6 +7,7 @@ from service.demo.docstrings import Dataset, build_dataset, write_jsonl
 from service.demo.events import ENDED, follow
 from service.demo.failures import DemoError
 from service.demo.progress import clock, progress
+from service.demo.searching import tell_search
 from service.demo.session import BASE_MODEL, Session
 
 SUFFIX = "stdlib-docs"
@@ -60,6 +61,8 @@ def train(session: Session, file_id: str, method: Any, *, validation_file: str |
         raise _job_failed(job)
     session.say(f"The new model is {job.fine_tuned_model}", style="green")
     session.say(f"Its card, with its figures: GET /v1/models/{job.fine_tuned_model}/card")
+    if method["contrastive"]["hyperparameters"].get("trials"):
+        tell_search(session, job.id, str(job.fine_tuned_model))
     return str(job.fine_tuned_model)
 
 

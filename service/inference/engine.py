@@ -20,7 +20,7 @@ from service.inference.given_vectors import checked
 from service.inference.pool import EncoderPool
 from service.model_names import NamedModel, base_models
 from service.settings import ServiceSettings
-from storage.artifacts import ArtifactStore
+from storage.model_folders import ModelFolders
 
 log = structlog.get_logger(__name__)
 
@@ -42,9 +42,9 @@ class Embedded:
 class InferenceEngine:
     """Encoders and the batcher in front of them. Belongs to one event loop."""
 
-    def __init__(self, settings: ServiceSettings, artifacts: ArtifactStore) -> None:
+    def __init__(self, settings: ServiceSettings, folders: ModelFolders) -> None:
         self._settings = settings
-        self._pool = EncoderPool(artifacts, base_models_dir=settings.base_models_dir, size=settings.loaded_models)
+        self._pool = EncoderPool(folders, base_models_dir=settings.base_models_dir, size=settings.loaded_models)
         # One thread: torch spreads a forward pass over the cores itself.
         self._forward = ThreadPoolExecutor(1, thread_name_prefix="forward")
         self._batcher = Batcher(
@@ -84,7 +84,7 @@ class InferenceEngine:
         return Embedded(vectors=embedded, tokens=0, truncated=[])
 
     async def probe(self) -> None:
-        """Embed a word, to know that it can be done; under load see to it that texts are being embedded.
+        """Embed a word, if there is a model to do it; under load see to it that texts are being embedded.
 
         Raises TimeoutError when nothing moves, and LikenessError.
         """
@@ -95,14 +95,15 @@ class InferenceEngine:
             return
         async with asyncio.timeout(_PROBE_SECONDS):
             # Rather one in memory than a certain one, which would push another out.
-            encoder = self._pool.last_used() or await self._pool.get(self._some_base_model())
-            await self._batcher.embed(encoder.embed, _something_to_embed(encoder))
+            encoder = self._pool.last_used() or await self._some_base_encoder()
+            if encoder is not None:
+                await self._batcher.embed(encoder.embed, _something_to_embed(encoder))
 
-    def _some_base_model(self) -> NamedModel:
-        """A base model whose weights are here; if none are, any: loading it says what to install."""
-        models = base_models(self._settings.base_models_dir)
-        installed = (model for model in models.values() if self._pool.has_weights(model))
-        return next(installed, next(iter(models.values())))
+    async def _some_base_encoder(self) -> AnyEncoder | None:
+        """One whose weights are here; None in an installation whose models are all made by its jobs."""
+        models = base_models(self._settings.base_models_dir).values()
+        installed = next((model for model in models if self._pool.has_weights(model)), None)
+        return None if installed is None else await self._pool.get(installed)
 
     def close(self) -> None:
         """Let the running forward pass end, and no other begin."""

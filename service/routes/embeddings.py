@@ -74,15 +74,15 @@ async def embed(
     Raises LikenessError `wrong_input` for what it doesn't read, `invalid_value` for a prompt before vectors, and what
     the engine raises.
     """
+    if model.dimension is None:
+        message = f"{model.name} is not trained: name a model that a job has made of it."
+        raise LikenessError("invalid_value", message, param="model")
     if model.reads == "texts":
         texts = [_text(each, name, model) for each, name in zip(inputs, names, strict=True)]
         return await engine.embed(model, texts, prompt=prompt)
     if prompt is not None:
         message = f"`input_type` is for models that read texts, and {model.name} reads vectors. Leave it out."
         raise LikenessError("invalid_value", message, param="input_type")
-    if model.dimension is None:
-        message = f"{model.name} is not trained: name an adapter that a job has made of it."
-        raise LikenessError("invalid_value", message, param="model")
     return await engine.adapt(
         model, [_vector(each, name, model) for each, name in zip(inputs, names, strict=True)], names
     )

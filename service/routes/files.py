@@ -1,11 +1,12 @@
 """/v1/files: datasets, uploaded as a stream and validated in the queue."""
 
+import base64
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
@@ -16,11 +17,12 @@ from api_schemas.pages import Deleted, Page
 from api_schemas.reports import Report
 from service.errors import BACKEND_AWAY
 from service.file_form import FileForm
+from service.idempotency import Sending, SendingDep, is_replay
 from service.keys import Caller, CallerDep
 from service.routes.paging import After, Limit, page_of
 from service.state import ServiceState, StateDep
 from service.strict_route import StrictRoute, stream_body
-from storage import files, queue, tables
+from storage import files, tables
 from storage.artifacts import StoredFile
 from storage.ids import new_id
 
@@ -47,8 +49,8 @@ _FORM = {
 }
 
 
-@router.post("", openapi_extra=_FORM)
-async def create_file(request: Request, caller: CallerDep, state: StateDep) -> File:
+@router.post("", openapi_extra=_FORM, response_model=File)
+async def create_file(request: Request, caller: CallerDep, state: StateDep, sending: SendingDep) -> Response:
     """Upload a dataset: one JSON object a line, {"anchor", "positive"} or {"text", "label"}.
 
     It is stored as it is sent, and validated in the queue; `status` turns to `processed` or `error`.
@@ -56,13 +58,14 @@ async def create_file(request: Request, caller: CallerDep, state: StateDep) -> F
     form = FileForm(request.headers.get("content-type", ""))
     body = stream_body(request, state.settings.max_upload_bytes)
     file_id = new_id("file")
-    stored = await state.artifacts.write_file(file_id, form.file_chunks(body))
-    try:
-        _check(form)
-        return await run_in_threadpool(_register, state, caller, file_id, form, stored)
-    except LikenessError:
-        state.artifacts.delete_file(file_id)
-        raise
+    async with sending.receiving(state, caller):
+        stored = await state.artifacts.write_file(file_id, form.file_chunks(body))
+        try:
+            _check(form)
+            return await run_in_threadpool(_register, state, caller, file_id, form, stored, sending)
+        except LikenessError:
+            state.artifacts.delete_file(file_id)
+            raise
 
 
 @contextmanager
@@ -80,7 +83,7 @@ def registering(state: ServiceState, caller: Caller, file_id: str) -> Iterator[S
     except BaseException:  # whatever it was, a cancelled request included
         state.artifacts.delete_file(file_id)
         raise
-    queue.dispatch_soon(state.database, state.redis)
+    state.dispatcher.soon()
 
 
 @router.get("")
@@ -124,7 +127,10 @@ def get_content(file_id: str, request: Request, caller: CallerDep, state: StateD
             "artifact_corrupt",
             f"The stored bytes of {row.id} are gone or cut short; restore them from a backup, or upload them again.",
         )
-    return FileResponse(path, media_type="application/octet-stream", filename=row.filename)
+    # So that a client can tell whether these are the bytes that were sent: RFC 9530.
+    digest = base64.b64encode(bytes.fromhex(row.sha256)).decode("ascii")
+    headers = {"Repr-Digest": f"sha-256=:{digest}:"}
+    return FileResponse(path, headers=headers, media_type="application/octet-stream", filename=row.filename)
 
 
 @router.delete("/{file_id}")
@@ -155,12 +161,18 @@ def _check(form: FileForm) -> None:
         )
 
 
-def _register(state: ServiceState, caller: Caller, file_id: str, form: FileForm, stored: StoredFile) -> File:
+def _register(
+    state: ServiceState, caller: Caller, file_id: str, form: FileForm, stored: StoredFile, sending: Sending
+) -> Response:
+    def create() -> File:
+        purpose = form.fields["purpose"]
+        return wire_file(files.create(session, file_id, filename=form.filename or "", purpose=purpose, stored=stored))
+
     with registering(state, caller, file_id) as session:
-        row = files.create(
-            session, file_id, filename=form.filename or "", purpose=form.fields["purpose"], stored=stored
-        )
-        return wire_file(row)
+        answer = sending.once(session, [form.filename, form.fields, stored.bytes, stored.sha256], create)
+    if is_replay(answer):
+        state.artifacts.delete_file(file_id)
+    return answer
 
 
 def _drop_odd_range(request: Request, size: int) -> None:

@@ -1,27 +1,24 @@
 """/v1/fine_tuning/jobs: create, follow and cancel trainings."""
 
-import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated
 
-import structlog
-from fastapi import APIRouter, Depends, Header, Query, Request
-from fastapi.sse import EventSourceResponse, ServerSentEvent
-from starlette.concurrency import run_in_threadpool
+from fastapi import APIRouter, Depends, Query, Request, Response
+from sqlalchemy.orm import Session
 
 from api_schemas.defaults import FEWEST_ROWS_TO_SPLIT, SMALLEST_BATCH, batch_size_to_check, openai_view, resolve
 from api_schemas.errors import ErrorDetail, LikenessError
 from api_schemas.evaluation import Evaluation
-from api_schemas.inputs import wrong_file, wrong_option
+from api_schemas.inputs import with_scratch, wrong_file, wrong_option
 from api_schemas.jobs import (
     ENDED,
     Checkpoint,
     CheckpointMetrics,
+    Interruptions,
     Job,
     JobCreate,
-    JobEvent,
     Method,
     Metrics,
     MetricsSummary,
@@ -30,22 +27,16 @@ from api_schemas.jobs import (
     StepMetrics,
 )
 from api_schemas.pages import Page
-from service.errors import BACKEND_AWAY
-from service.keys import Caller, CallerDep
+from service.idempotency import SendingDep
+from service.keys import CallerDep
 from service.model_names import NamedModel, find_model
 from service.routes.paging import After, Limit, page_of
 from service.state import ServiceState, StateDep
 from service.strict_route import StrictRoute
-from storage import files, job_files, job_history, job_refusals, jobs, queue, tables
+from storage import files, job_files, job_history, job_refusals, jobs, scheduling, tables
 from storage.checkpoints import JobCheckpoints, Summary
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"], route_class=StrictRoute)
-log = structlog.get_logger(__name__)
-
-#: How often a followed job is looked at. Its worker writes at most twice a second.
-_FOLLOW_EVERY_SECONDS = 0.25
-_EVENTS_AT_ONCE = 500
-
 
 MaxPoints = Annotated[int, Query(ge=4, le=100_000, description="At most so many steps are given.")]
 
@@ -56,29 +47,15 @@ def existing_job(job_id: str, caller: CallerDep, state: StateDep) -> str:
         return jobs.get(session, job_id).id
 
 
-@router.post("")
-def create_job(request: JobCreate, caller: CallerDep, state: StateDep) -> Job:
+@router.post("", response_model=Job)
+def create_job(request: JobCreate, caller: CallerDep, state: StateDep, sending: SendingDep) -> Response:
     """Fine-tune a model on a file. Everything but `model` and `training_file` has a default."""
     _check_split(request)
+    # As it was sent: what is left out stays out, though a later version may know more to leave out.
+    asked = request.model_dump(mode="json", exclude_unset=True)
     with state.database.session(caller.team_id) as session:
-        model = find_model(session, state.settings, request.model)
-        _refuse(job_refusals.named_twice(request))
-        read = {param: files.get(session, file_id, param=param) for param, file_id in job_files.named(request).items()}
-        for param, file in read.items():
-            _check_usable(request, file, param)
-        _check_model(request, model, read)
-        _check_batch_size(request, job_files.with_rows(read).values())
-        _check_files(request, read, model.max_seq_length)
-        created = jobs.create(
-            session,
-            request,
-            read["training_file"],
-            read.get("validation_file"),
-            max_seq_length=model.max_seq_length,
-            reads=model.reads,
-        )
-        answer = _wire(created)
-    queue.dispatch_soon(state.database, state.redis)
+        answer = sending.once(session, asked, lambda: _create(session, state, request))
+    state.dispatcher.soon()
     return answer
 
 
@@ -90,21 +67,22 @@ def list_jobs(
     metadata = _metadata_filter(request.query_params)
     with state.database.session(caller.team_id) as session:
         rows, has_more = jobs.list_jobs(session, metadata=metadata, after=after, limit=limit)
-        return page_of([_wire(row) for row in rows], [row.id for row in rows], has_more=has_more)
+        return page_of(_wire_queued(session, rows), [row.id for row in rows], has_more=has_more)
 
 
 @router.get("/{job_id}")
 def get_job(job_id: str, caller: CallerDep, state: StateDep) -> Job:
     """One job: its state, its resolved method, how far it is, and what came of it."""
     with state.database.session(caller.team_id) as session:
-        return _wire(jobs.get(session, job_id))
+        [answer] = _wire_queued(session, [jobs.get(session, job_id)])
+        return answer
 
 
 @router.post("/{job_id}/cancel")
 def cancel_job(job_id: str, caller: CallerDep, state: StateDep) -> Job:
     """Cancel a job, in whatever state it is; its worker stops within a step."""
     with state.database.session(caller.team_id) as session:
-        answer = _wire(jobs.cancel(session, job_id))
+        answer = wire_job(jobs.cancel(session, job_id))
     JobCheckpoints(state.artifacts, job_id).remove_all()
     return answer
 
@@ -116,15 +94,15 @@ def pause_job(job_id: str, caller: CallerDep, state: StateDep) -> Job:
     That takes as long as the step that it is at, and some seconds. Cancelling works in `paused` too.
     """
     with state.database.session(caller.team_id) as session:
-        return _wire(jobs.pause(session, job_id))
+        return wire_job(jobs.pause(session, job_id))
 
 
 @router.post("/{job_id}/resume")
 def resume_job(job_id: str, caller: CallerDep, state: StateDep) -> Job:
     """Have a paused job go on from its last checkpoint. Changes nothing for a job that isn't paused."""
     with state.database.session(caller.team_id) as session:
-        answer = _wire(jobs.resume(session, job_id))
-    queue.dispatch_soon(state.database, state.redis)
+        [answer] = _wire_queued(session, [jobs.resume(session, job_id)])
+    state.dispatcher.soon()
     return answer
 
 
@@ -139,52 +117,6 @@ def list_checkpoints(
     start = 0 if after is None else ids.index(after) + 1 if after in ids else len(ids)
     rows = found[start : start + limit]
     return page_of(rows, [row.id for row in rows], has_more=start + limit < len(found))
-
-
-@router.get("/{job_id}/events")
-def list_events(
-    job_id: str, caller: CallerDep, state: StateDep, after: After = None, limit: Limit = 20
-) -> Page[JobEvent]:
-    """What happened to a job, newest first."""
-    with state.database.session(caller.team_id) as session:
-        row = jobs.get(session, job_id)
-        before = None if after is None else _seq_of(after, row)
-        rows, has_more = job_history.events(session, job_id, after_seq=before, limit=limit, newest_first=True)
-        events = [_wire_event(row) for row in rows]
-    return page_of(events, [event.id for event in events], has_more=has_more)
-
-
-@router.get("/{job_id}/events/stream", response_class=EventSourceResponse)
-async def stream_events(
-    # Looked up before the stream begins: afterwards it is too late for a 404.
-    job_id: Annotated[str, Depends(existing_job)],
-    caller: CallerDep,
-    state: StateDep,
-    last_event_id: Annotated[str | None, Header(pattern=r"^\d{1,9}$")] = None,
-) -> AsyncIterator[ServerSentEvent]:
-    """What happens to a job, as it happens (Server-Sent Events), oldest first.
-
-    `id` is the event's number; send the last one seen as `Last-Event-ID` to go on from there. The stream ends with
-    an event named `done` that holds the job.
-    """
-    seq = int(last_event_id or 0)
-    # A client whose stream ends without `done`, because the service stops or its database is away, connects again
-    # and goes on.
-    while not state.stopping:
-        try:
-            events, job = await run_in_threadpool(_news, state, caller, job_id, seq)
-        except BACKEND_AWAY as error:
-            log.warning("stream_ended_early", job=job_id, reason=type(error).__name__)
-            return
-        for event in events:
-            seq = event.seq
-            yield ServerSentEvent(raw_data=event.model_dump_json(), event=event.type, id=str(seq))
-        if len(events) == _EVENTS_AT_ONCE:
-            continue
-        if job.status in ENDED:
-            yield ServerSentEvent(raw_data=job.model_dump_json(), event="done", id=str(seq))
-            return
-        await asyncio.sleep(_FOLLOW_EVERY_SECONDS)
 
 
 @router.get("/{job_id}/metrics")
@@ -222,6 +154,29 @@ def _reason_for_no_evaluation(row: tables.Job) -> str:
     return f"Job {row.id} is {row.state}; its evaluation is there once it is trained."
 
 
+def _create(session: Session, state: ServiceState, request: JobCreate) -> Job:
+    model = find_model(session, state.settings, request.model)
+    _refuse(job_refusals.named_twice(request))
+    read = {param: files.get(session, file_id, param=param) for param, file_id in job_files.named(request).items()}
+    for param, file in read.items():
+        _check_usable(request, file, param)
+    _check_model(request, model, read)
+    _check_batch_size(request, job_files.with_rows(read).values())
+    request.method = with_scratch(request.method, model.name)
+    max_seq_length = _max_seq_length(request, model)
+    _check_files(request, read, max_seq_length)
+    jobs.check_room(session, state.settings.max_jobs_per_team)
+    created = jobs.create(
+        session,
+        request,
+        read["training_file"],
+        read.get("validation_file"),
+        max_seq_length=max_seq_length,
+        reads=model.reads,
+    )
+    return wire_job(created)
+
+
 def _check_split(request: JobCreate) -> None:
     """Refuse two evaluation splits."""
     if request.validation_file is not None and request.method.contrastive.data.eval_split not in ("auto", 0):
@@ -237,7 +192,7 @@ def _check_usable(request: JobCreate, file: tables.File, param: str) -> None:
 
 def _check_model(request: JobCreate, model: NamedModel, read: Mapping[str, tables.File]) -> None:
     """Refuse what the model doesn't read."""
-    option = wrong_option(request.method.contrastive, model.reads)
+    option = wrong_option(request.method.contrastive, model.name, model.reads)
     if option is not None:
         param = f"method.contrastive.{option[0]}"
         raise LikenessError("invalid_value", f"`{param}` {option[1]}", param=param)
@@ -249,6 +204,12 @@ def _check_model(request: JobCreate, model: NamedModel, read: Mapping[str, table
         wrong = wrong_file(model.name, model.reads, data_format) if data_format else None
         if wrong is not None:
             raise LikenessError("invalid_value", wrong, param=param)
+
+
+def _max_seq_length(request: JobCreate, model: NamedModel) -> int | None:
+    """How many tokens of a text the job's encoder reads; None if it reads vectors."""
+    scratch = request.method.contrastive.model.scratch
+    return model.max_seq_length if scratch is None else scratch.max_seq_length
 
 
 def _check_batch_size(request: JobCreate, files: Iterable[tables.File]) -> None:
@@ -286,37 +247,6 @@ def _metadata_filter(query: Mapping[str, str]) -> dict[str, str]:
     return {match[1]: value for match, value in named if match}
 
 
-def _news(state: ServiceState, caller: Caller, job_id: str, seq: int) -> tuple[list[JobEvent], Job]:
-    with state.database.session(caller.team_id) as session:
-        # The job first: if it has ended by then, no event can come after those read next.
-        job = _wire(jobs.get(session, job_id))
-        rows, _ = job_history.events(session, job_id, after_seq=seq, limit=_EVENTS_AT_ONCE, newest_first=False)
-        return [_wire_event(row) for row in rows], job
-
-
-def _seq_of(event_id: str, job: tables.Job) -> int:
-    prefix, _, seq = event_id.rpartition("-")
-    if prefix != _event_prefix(job.id) or not re.fullmatch(r"\d{1,9}", seq):
-        raise LikenessError("invalid_cursor", f"'after' names no event of this job: {event_id}", param="after")
-    return int(seq)
-
-
-def _event_prefix(job_id: str) -> str:
-    return f"ftevent-{job_id.rpartition('-')[2]}"
-
-
-def _wire_event(row: tables.JobEvent) -> JobEvent:
-    return JobEvent(
-        id=f"{_event_prefix(row.job_id)}-{row.seq}",
-        created_at=int(row.created_at.timestamp()),
-        seq=row.seq,
-        level=row.level,
-        type=row.type,
-        message=row.message,
-        data=row.data,
-    )
-
-
 def _wire_checkpoint(job_id: str, summary: Summary) -> Checkpoint:
     return Checkpoint(
         id=f"ftckpt-{job_id.rpartition('-')[2]}-{summary.step}",
@@ -327,7 +257,14 @@ def _wire_checkpoint(job_id: str, summary: Summary) -> Checkpoint:
     )
 
 
-def _wire(row: tables.Job) -> Job:
+def _wire_queued(session: Session, rows: Sequence[tables.Job]) -> list[Job]:
+    """Jobs as clients see them, with the place of those that are queued."""
+    positions = scheduling.positions(session) if any(row.state == "queued" for row in rows) else {}
+    return [wire_job(row).model_copy(update={"queue_position": positions.get(row.id)}) for row in rows]
+
+
+def wire_job(row: tables.Job) -> Job:
+    """A job's row as clients see it."""
     method = Method(**row.method)
     openai = OpenAIHyperparameters(**row.openai_hyperparameters) if row.openai_hyperparameters else None
     progress = Progress(**row.progress) if row.progress and row.state in ("running", "paused") else None
@@ -347,9 +284,13 @@ def _wire(row: tables.Job) -> Job:
         method=method,
         hyperparameters=openai_view(method, openai),
         seed=row.seed,
+        priority=row.priority,
         suffix=row.suffix,
         metadata=row.job_metadata,
         trained_tokens=row.trained_tokens,
+        max_runtime_seconds=row.max_runtime_seconds,
+        deadline=int(row.deadline_at.timestamp()) if row.deadline_at else None,
+        interruptions=Interruptions(crashes=row.crashes, out_of_memory=row.oom_kills, preemptions=row.preemptions),
         progress=progress,
         error=ErrorDetail(**row.error) if row.error else None,
     )

@@ -15,6 +15,8 @@ from service.state import ServiceState, StateDep
 from service.strict_route import StrictRoute
 from storage import models, tables
 from storage.archives import Archive
+from storage.artifacts import failing_disk_is_told
+from storage.model_folders import ModelFolders
 
 router = APIRouter(prefix="/v1/models", tags=["models"], route_class=StrictRoute)
 
@@ -37,9 +39,10 @@ def list_models(caller: CallerDep, state: StateDep) -> Page[Model]:
 @router.get("/{model:path}/card", response_class=Response, responses={200: {"content": {"text/markdown": {}}}})
 def get_card(model: str, caller: CallerDep, state: StateDep) -> Response:
     """The model card in Markdown: data, configuration, figures with their intervals, limits and licence."""
-    artifact = _artifact(model, caller, state)
+    found = _tuned_model(model, caller, state)
     try:
-        return Response(state.artifacts.card(artifact), media_type="text/markdown; charset=utf-8")
+        with failing_disk_is_told():
+            return Response(state.artifacts.card(found.artifact), media_type="text/markdown; charset=utf-8")
     except FileNotFoundError as gone:
         raise LikenessError("not_found", f"The model {model!r} has no card.", param="model") from gone
 
@@ -47,7 +50,11 @@ def get_card(model: str, caller: CallerDep, state: StateDep) -> Response:
 @router.get("/{model:path}/download", response_class=StreamingResponse, responses={200: {"content": {_TAR: {}}}})
 def download_model(model: str, caller: CallerDep, state: StateDep) -> StreamingResponse:
     """A tar of the model's folder; unpacked, it opens in SentenceTransformer. Checked against its checksums before."""
-    archive = Archive.of_folder(state.artifacts.verify_model(_artifact(model, caller, state)))
+    found = _tuned_model(model, caller, state)
+    folders = ModelFolders(state.database, state.artifacts)
+    with failing_disk_is_told():
+        folder = folders.verified(found.id, found.artifact, weights_sha256=found.weights_sha256)
+    archive = Archive.of_folder(folder)
     filename = re.sub(r"[^A-Za-z0-9._-]+", "-", model)
     headers = {"Content-Length": str(archive.size), "Content-Disposition": f'attachment; filename="{filename}.tar"'}
     return StreamingResponse(archive.chunks(), media_type=_TAR, headers=headers)
@@ -65,26 +72,27 @@ def get_model(model: str, caller: CallerDep, state: StateDep) -> Model:
 
 @router.delete("/{model:path}")
 def delete_model(model: str, caller: CallerDep, state: StateDep) -> Deleted:
-    """Delete a tuned model and its files. Base models belong to the installation and stay."""
+    """Delete a tuned model, unless a job trains it further. Base models belong to the installation and stay.
+
+    Nobody finds it from now on; its files are removed some minutes later, when no request can be reading them.
+    """
     with state.database.session(caller.team_id) as session:
-        artifact = models.delete(session, model)
-    if artifact is None:
-        raise LikenessError("model_not_found", f"The team has no tuned model {model!r}.", param="model")
-    state.artifacts.delete_model(artifact)
+        models.delete(session, model)
     return Deleted(id=model, object="model")
 
 
-def _artifact(model: str, caller: Caller, state: ServiceState) -> str:
-    """The folder of a tuned model, by name. Raises LikenessError `model_not_found`."""
+def _tuned_model(model: str, caller: Caller, state: ServiceState) -> tables.Model:
+    """A tuned model by name. Raises LikenessError `model_not_found`."""
     with state.database.session(caller.team_id) as session:
-        found = find_model(session, state.settings, model)
-    if found.artifact is None:
-        raise LikenessError(
-            "model_not_found",
-            f"{model!r} is a base model, which this service did not make; it has cards and downloads of tuned models.",
-            param="model",
-        )
-    return found.artifact
+        row = models.find(session, model)
+        if row is not None:
+            return row
+        find_model(session, state.settings, model)
+    raise LikenessError(
+        "model_not_found",
+        f"{model!r} is a base model, which this service did not make; it has cards and downloads of tuned models.",
+        param="model",
+    )
 
 
 def _base(base: NamedModel) -> Model:
@@ -115,4 +123,5 @@ def _tuned(row: tables.Model) -> Model:
         fine_tuning_job=row.job_id,
         training_file=row.training_file,
         evaluation_split=row.evaluation_split,
+        damage=row.damage,
     )

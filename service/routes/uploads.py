@@ -1,15 +1,16 @@
 """/v1/uploads: large files, sent in parts, several at once and in any order."""
 
 from collections.abc import AsyncIterator
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Request, Response
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from api_schemas.errors import LikenessError
 from api_schemas.uploads import MAX_PART_BYTES, Upload, UploadComplete, UploadCreate, UploadPart
 from service.file_form import FileForm
+from service.idempotency import Sending, SendingDep, is_replay
 from service.keys import Caller, CallerDep
 from service.routes.files import registering, wire_file
 from service.state import ServiceState, StateDep
@@ -60,17 +61,21 @@ def pending_upload(upload_id: str, caller: CallerDep, state: StateDep) -> str:
         return uploads.get_pending(session, upload_id).id
 
 
-@router.post("")
-def create_upload(request: UploadCreate, caller: CallerDep, state: StateDep) -> Upload:
+@router.post("", response_model=Upload)
+def create_upload(request: UploadCreate, caller: CallerDep, state: StateDep, sending: SendingDep) -> Response:
     """Begin to send a file in parts. It takes parts for an hour, and becomes a file when it is completed."""
     limit = state.settings.max_upload_bytes
     if request.bytes > limit:
         raise LikenessError(
             "request_too_large", f"`bytes` is more than the {limit} bytes a file may have here.", param="bytes"
         )
-    with state.database.session(caller.team_id) as session:
+
+    def create() -> Upload:
         row = uploads.create(session, filename=request.filename, purpose=request.purpose, size=request.bytes)
         return _wire(session, row)
+
+    with state.database.session(caller.team_id) as session:
+        return sending.once(session, _asked(request), create)
 
 
 @router.get("/{upload_id}")
@@ -80,45 +85,51 @@ def get_upload(upload_id: str, caller: CallerDep, state: StateDep) -> Upload:
         return _wire(session, uploads.get(session, upload_id))
 
 
-@router.post("/{upload_id}/parts", openapi_extra=_FORM)
+@router.post("/{upload_id}/parts", openapi_extra=_FORM, response_model=UploadPart)
 async def create_part(
     request: Request,
     # Looked up before the body is read: a body of 64 MB is not worth reading for nothing.
     upload_id: Annotated[str, Depends(pending_upload)],
     caller: CallerDep,
     state: StateDep,
-) -> UploadPart:
+    sending: SendingDep,
+) -> Response:
     """Send a part. Several may be sent at once; a part sent twice gets two ids, and either will do."""
     form = FileForm(request.headers.get("content-type", ""), _PART_FIELD)
     body = stream_body(request, MAX_PART_BYTES + _FORM_BYTES, _part_too_large())
-    async with state.artifacts.receiving_part(upload_id, _bounded(form.file_chunks(body))) as part:
+    async with (
+        sending.receiving(state, caller),
+        state.artifacts.receiving_part(upload_id, _bounded(form.file_chunks(body))) as part,
+    ):
         _check(form, part.stored)
-        return await run_in_threadpool(_keep_part, state, caller, upload_id, part)
+        return await run_in_threadpool(_keep_part, state, caller, upload_id, part, sending)
 
 
-@router.post("/{upload_id}/complete")
+@router.post("/{upload_id}/complete", response_model=Upload)
 async def complete_upload(
     # Looked up before the body is judged: another team's id is told nothing but 404.
     upload_id: Annotated[str, Depends(existing_upload)],
     request: UploadComplete,
     caller: CallerDep,
     state: StateDep,
-) -> Upload:
+    sending: SendingDep,
+) -> Response:
     """Make a file of the parts named, in their order; it is then validated in the queue like any other.
 
     All of it happens or nothing. Completing again with the same `part_ids` gets the same answer.
     """
-    answer = await run_in_threadpool(_completed_before, state, caller, upload_id, request)
-    if answer is not None:
-        return answer
-    try:
-        return await _assemble(state, caller, upload_id, request)
-    except LikenessError:
-        # A request that was sent twice may have been served by its twin, which took the parts away.
-        answer = await run_in_threadpool(_completed_before, state, caller, upload_id, request)
-        if answer is None:
-            raise
-        return answer
+    async with sending.receiving(state, caller):
+        answer = await run_in_threadpool(_completed_before, state, caller, upload_id, request, sending)
+        if answer is not None:
+            return answer
+        try:
+            return await _assemble(state, caller, upload_id, request, sending)
+        except LikenessError:
+            # A request that was sent twice may have been served by its twin, which took the parts away.
+            answer = await run_in_threadpool(_completed_before, state, caller, upload_id, request, sending)
+            if answer is None:
+                raise
+            return answer
 
 
 @router.post("/{upload_id}/cancel")
@@ -157,33 +168,43 @@ def _check(form: FileForm, stored: StoredFile) -> None:
         raise LikenessError("out_of_range", "The part is empty; send at least 1 byte.", param=_PART_FIELD)
 
 
-def _keep_part(state: ServiceState, caller: Caller, upload_id: str, part: ReceivedPart) -> UploadPart:
-    with state.database.session(caller.team_id) as session:
-        answer = _wire_part(uploads.add_part(session, upload_id, part.stored))
+def _keep_part(state: ServiceState, caller: Caller, upload_id: str, part: ReceivedPart, sending: Sending) -> Response:
+    def create() -> UploadPart:
+        row = uploads.add_part(session, upload_id, part.stored)
         # Before the commit: bytes without a row are never read, and are swept with the upload; a row without bytes
         # would promise a part that isn't there.
         state.artifacts.keep_part(upload_id, part)
-        return answer
+        return _wire_part(row)
+
+    with state.database.session(caller.team_id) as session:
+        return sending.once(session, [part.stored.bytes, part.stored.sha256], create)
 
 
-def _completed_before(state: ServiceState, caller: Caller, upload_id: str, request: UploadComplete) -> Upload | None:
+def _completed_before(
+    state: ServiceState, caller: Caller, upload_id: str, request: UploadComplete, sending: Sending
+) -> Response | None:
     """What a request got that asked the same before; None while the upload is pending.
 
-    Raises LikenessError `upload_already_ended` or `upload_expired`.
+    Raises LikenessError `upload_already_ended` or `upload_expired`, and as `Sending.again` does.
     """
     with state.database.session(caller.team_id) as session:
+        answer = sending.again(session, _asked(request))
+        if answer is not None:
+            return answer
         row = uploads.get(session, upload_id)
         if uploads.is_completed_with(row, request.part_ids, request.md5):
-            return _wire(session, row)
+            return sending.once(session, _asked(request), lambda: _wire(session, row))
         uploads.get_pending(session, upload_id)
         return None
 
 
-async def _assemble(state: ServiceState, caller: Caller, upload_id: str, request: UploadComplete) -> Upload:
+async def _assemble(
+    state: ServiceState, caller: Caller, upload_id: str, request: UploadComplete, sending: Sending
+) -> Response:
     parts = await run_in_threadpool(_chosen_parts, state, caller, upload_id, request)
     file_id = new_id("file")
     stored = await state.artifacts.assemble(file_id, upload_id, parts, request.md5)
-    return await run_in_threadpool(_register, state, caller, upload_id, request, file_id, stored)
+    return await run_in_threadpool(_register, state, caller, upload_id, request, file_id, stored, sending)
 
 
 def _chosen_parts(state: ServiceState, caller: Caller, upload_id: str, request: UploadComplete) -> list[StoredFile]:
@@ -192,15 +213,31 @@ def _chosen_parts(state: ServiceState, caller: Caller, upload_id: str, request: 
 
 
 def _register(
-    state: ServiceState, caller: Caller, upload_id: str, request: UploadComplete, file_id: str, stored: StoredFile
-) -> Upload:
-    with registering(state, caller, file_id) as session:
+    state: ServiceState,
+    caller: Caller,
+    upload_id: str,
+    request: UploadComplete,
+    file_id: str,
+    stored: StoredFile,
+    sending: Sending,
+) -> Response:
+    def create() -> Upload:
         upload = uploads.get_pending(session, upload_id)
         files.create(session, file_id, filename=upload.filename, purpose=upload.purpose, stored=stored)
         uploads.complete(session, upload_id, part_ids=request.part_ids, md5=request.md5, file_id=file_id)
-        answer = _wire(session, upload)
+        return _wire(session, upload)
+
+    with registering(state, caller, file_id) as session:
+        answer = sending.once(session, _asked(request), create)
+    if is_replay(answer):
+        state.artifacts.delete_file(file_id)
     state.artifacts.delete_parts(upload_id)
     return answer
+
+
+def _asked(request: UploadCreate | UploadComplete) -> Any:
+    # As it was sent: what is left out stays out, though a later version may know more to leave out.
+    return request.model_dump(mode="json", exclude_unset=True)
 
 
 def _wire(session: Session, row: tables.Upload) -> Upload:

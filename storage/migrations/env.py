@@ -7,7 +7,7 @@ from storage.tables import Base
 context.configure(
     connection=context.config.attributes["connection"],
     target_metadata=Base.metadata,
-    # A migration that waits for a lock makes everybody behind it wait too: rather fail and be run again.
+    # What is done stays done when a later one has to be tried again.
     transaction_per_migration=True,
 )
 with context.begin_transaction():

@@ -39,13 +39,13 @@ def test_likeness_takes_the_steps_and_embeds_what_is_asked() -> None:
 def test_tables_and_floors_say_what_was_measured() -> None:
     results = Results(
         speeds={"short": Speed(10, 12.0, 24, {"likeness": [[1.0, 1.0]], "peer": [[3.0, 3.0]]})},
-        growth={(512, 0): Grown(512, 512, 1.0, 1000), (512, 64): Grown(512, 64, 1.25, 200)},
+        growth={(512, 0): Grown(512, 512, 1.0, 1000), (512, 32): Grown(512, 32, 1.25, 200)},
     )
     assert "10 (3.00×)" in speed_table(results)[2]
     assert "512" in growth_table(results)[2]
     found = {(floor.where.split(",")[0], floor.asked): floor for floor in floors(results, "auto")}
     assert found["short pairs", "≥ 2.3× its pairs a second"].reached
     assert found["long tail of lengths pairs", "≥ 4× its pairs a second"].reached is None
-    assert found["batch 512 in micro-batches of 64", "< 25 % of its memory"].measured == "20 %"
-    assert found["batch 512 in micro-batches of 64", "≥ 0.65× its speed"].measured == "0.80×"
+    assert found["batch 512 in micro-batches of 32", "< 25 % of its memory"].measured == "20 %"
+    assert found["batch 512 in micro-batches of 32", "≥ 0.65× its speed"].measured == "0.80×"
     assert mean(results.speeds["short"].seconds["peer"][0]) == 3

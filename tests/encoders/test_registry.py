@@ -10,7 +10,7 @@ import structlog
 
 from encoders import registry
 from encoders.errors import ChecksumError, UnknownModelError, WeightsNotInstalledError
-from encoders.registry import ADAPTER, BASE_MODELS, available, locate, verify_weights
+from encoders.registry import ADAPTER, BASE_MODELS, SCRATCH, available, locate, verify_weights
 from tests.encoders.tiny_encoder import MINILM, TINY_MAX_SEQ_LENGTH, write_tiny_encoder
 
 
@@ -41,7 +41,7 @@ def test_other_weights_are_refused(tmp_path: Path) -> None:
 )
 def test_a_name_is_never_a_path(tmp_path: Path, name: str) -> None:
     write_tiny_encoder(tmp_path / "acme/tiny")
-    with pytest.raises(UnknownModelError, match=f"There is: acme/tiny, adapter, {MINILM}"):
+    with pytest.raises(UnknownModelError, match=f"There is: acme/tiny, adapter, scratch, {MINILM}"):
         locate(name, tmp_path)
 
 
@@ -49,7 +49,7 @@ def test_the_operators_folders_are_models_too(tmp_path: Path) -> None:
     folder = write_tiny_encoder(tmp_path / "acme/tiny")
     (tmp_path / "acme/notes").mkdir()
     models = available(tmp_path)
-    assert models.keys() == {MINILM, ADAPTER, "acme/tiny"}
+    assert models.keys() == {MINILM, ADAPTER, SCRATCH, "acme/tiny"}
     assert (models["acme/tiny"].dimension, models["acme/tiny"].max_seq_length) == (32, TINY_MAX_SEQ_LENGTH)
     assert locate("acme/tiny", tmp_path) == folder
 
@@ -63,13 +63,13 @@ def test_the_operators_copy_wins_and_keeps_the_tables_checksum(tmp_path: Path) -
 def test_a_linked_folder_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "models/acme").mkdir(parents=True)
     (tmp_path / "models/acme/tiny").symlink_to(write_tiny_encoder(tmp_path / "elsewhere"))
-    assert available(tmp_path / "models").keys() == {MINILM, ADAPTER}
+    assert available(tmp_path / "models").keys() == {MINILM, ADAPTER, SCRATCH}
 
 
 def test_a_broken_folder_is_left_out_with_a_warning(tmp_path: Path) -> None:
     (write_tiny_encoder(tmp_path / "acme/tiny") / "config.json").write_text("{")
     with structlog.testing.capture_logs() as logs:
-        assert available(tmp_path).keys() == {MINILM, ADAPTER}
+        assert available(tmp_path).keys() == {MINILM, ADAPTER, SCRATCH}
     assert [(entry["event"], entry["model"]) for entry in logs] == [("base_model_left_out", "acme/tiny")]
 
 
@@ -79,8 +79,11 @@ def test_missing_weights_name_the_remedy(monkeypatch: pytest.MonkeyPatch) -> Non
         locate(MINILM, None)
 
 
-def test_the_adapter_is_a_model_without_weights() -> None:
-    adapter = available(None)[ADAPTER]
-    assert (adapter.reads, adapter.dimension, adapter.max_seq_length) == ("vectors", None, None)
-    with pytest.raises(WeightsNotInstalledError, match="before a job has trained it"):
-        locate(ADAPTER, None)
+@pytest.mark.parametrize(
+    ("name", "reads", "max_seq_length"), [(ADAPTER, "vectors", None), (SCRATCH, "texts", 256)], ids=[ADAPTER, SCRATCH]
+)
+def test_what_a_job_makes_is_a_model_without_weights(name: str, reads: str, max_seq_length: int | None) -> None:
+    model = available(None)[name]
+    assert (model.reads, model.dimension, model.max_seq_length, model.license) == (reads, None, max_seq_length, None)
+    with pytest.raises(WeightsNotInstalledError, match=f"before a job has trained it on a file of {reads}"):
+        locate(name, None)

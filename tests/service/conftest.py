@@ -25,6 +25,8 @@ def shared(
             data_dir=tmp_path_factory.mktemp("data"),
             base_models_dir=base_models_dir,
             drain_seconds=2,
+            unready_seconds=0,
+            database_seconds=10,
         )
         for name, value in environment_of(settings).items():
             environment.setenv(name, value)

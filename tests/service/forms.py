@@ -5,6 +5,7 @@ import resource
 from collections.abc import Iterator
 from pathlib import Path
 
+from storage.ownership import OWNER
 from tests.installation import Installation
 
 
@@ -18,9 +19,10 @@ def form(*parts: tuple[str, bytes], boundary: str = "b") -> bytes:
 
 
 def stored(installation: Installation, folder: str = "") -> list[str]:
-    """The names of everything in the artifact store."""
+    """The names of everything in the artifact store, but for what says whose it is."""
     root: Path = installation.settings.artifacts_dir / folder
-    return sorted(path.name for path in root.rglob("*") if path.is_file())
+    found = (path for path in root.rglob("*") if path.is_file())
+    return sorted(path.name for path in found if path.name != OWNER)
 
 
 @contextlib.contextmanager

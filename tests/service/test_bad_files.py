@@ -8,7 +8,6 @@ import openai
 import pytest
 
 from tests.installation import HELD_OUT, PAIRS, Installation
-from workers import tasks
 
 
 def _lines(*rows: Any) -> bytes:
@@ -118,7 +117,7 @@ def test_a_job_on_a_file_not_yet_validated_waits_and_is_then_queued(shared: Inst
     file_id = shared.upload(PAIRS, validated=False)
     job = shared.create_job(file_id)
     assert (job.status, job.attempt) == ("validating_files", 0)
-    tasks.validate_file(file_id)
+    shared.validate(file_id)
     job = shared.prepare(job)
     assert (job.status, job.attempt, job.error) == ("queued", 1, None)
 
@@ -126,7 +125,7 @@ def test_a_job_on_a_file_not_yet_validated_waits_and_is_then_queued(shared: Inst
 def test_a_job_on_a_file_that_proves_bad_fails_with_the_reason(shared: Installation) -> None:
     file_id = shared.upload(_lines(PAIRS[0], {"anchor": "a"}), validated=False)
     job = shared.create_job(file_id)
-    tasks.validate_file(file_id)
+    shared.validate(file_id)
     job = shared.openai.fine_tuning.jobs.retrieve(job.id)
     assert (job.status, job.error.code) == ("failed", "file_invalid")
     assert "Row 2: has no 'positive'. Add it." in job.error.message
@@ -138,6 +137,6 @@ def test_a_job_waits_for_both_of_its_files(shared: Installation) -> None:
     job = shared.create_job(training, validation_file=validation)
     states = []
     for file_id in (validation, training):
-        tasks.validate_file(file_id)
+        shared.validate(file_id)
         states.append(shared.prepare(job).status)
     assert states == ["validating_files", "queued"]

@@ -17,6 +17,7 @@ COMMANDS = [
     "worker",
     "reconcile",
     "migrate",
+    "verify",
     "inspect",
     "demo",
     "keys",
@@ -65,7 +66,9 @@ def test_migrating_again_changes_nothing(settings: ServiceSettings) -> None:
     assert results[0].output == results[1].output
 
 
-@pytest.mark.parametrize("command", [("keys", "list"), ("migrate",), ("serve",), ("worker",), ("reconcile",)])
+@pytest.mark.parametrize(
+    "command", [("keys", "list"), ("migrate",), ("verify",), ("serve",), ("worker",), ("reconcile",)]
+)
 def test_without_servers_a_command_says_how_to_get_some(command: tuple[str, ...], tmp_path: Path) -> None:
     result = likeness(*command, "--data-dir", str(tmp_path))
     assert result.returncode == 2

@@ -11,6 +11,7 @@ import pytest
 from pydantic import SecretStr
 from redis import Redis
 
+from encoders import registry
 from service.app import create_app
 from service.settings import ServiceSettings
 from storage import teams
@@ -53,7 +54,7 @@ def test_without_its_queue_a_service_is_ready_and_takes_jobs(installation: Insta
     # A service that has its queue again hands over what waited, with the next thing that it hands over.
     later = installation.upload(PAIRS, validated=False)
     with Redis.from_url(installation.settings.required_redis_url) as redis:
-        assert {f"rq:job:validate_file-{name}".encode() for name in (file_id, later)} <= set(redis.keys())
+        _until(lambda: all(redis.keys(f"rq:job:validate_file-{name}-*") for name in (file_id, later)))
 
 
 def test_an_unmigrated_database_is_not_ready(servers: tuple[str, str], settings: ServiceSettings) -> None:
@@ -96,6 +97,15 @@ def test_a_role_serves_its_own_routes(
         assert there in installation.request("GET", "/openapi.json").json()["paths"]
         body = {"model": TINY, "input": "a"}
         assert installation.request("POST", not_there, json=body).json()["error"]["code"] == "not_found"
+
+
+def test_an_installation_whose_models_are_all_made_by_jobs_is_ready_without_weights(
+    settings: ServiceSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "find_spec", lambda name: None)
+    with running_installation(settings.model_copy(update={"base_models_dir": None})) as installation:
+        readiness = installation.request("GET", "/readyz")
+        assert (readiness.status_code, readiness.json()["inference"]) == (200, "ok")
 
 
 # Load

@@ -172,7 +172,6 @@ def test_a_job_is_cancelled_once_and_for_all(shared: Installation, client: OpenA
     job = shared.create_job(pairs_file)
     assert client.fine_tuning.jobs.cancel(job.id).status == "cancelled"
     assert client.fine_tuning.jobs.cancel(job.id).status == "cancelled"
-    assert shared.train(job).status == "cancelled"
     messages = [event.message for event in client.fine_tuning.jobs.list_events(job.id)]
     assert messages.count("Job cancelled") == 1
 
@@ -190,7 +189,6 @@ def test_a_job_is_paused_and_resumed(shared: Installation, client: OpenAI, pairs
     job = shared.create_job(pairs_file)
     for _ in range(2):
         assert jobs.pause(job.id).status == "paused"
-    assert shared.train(job).status == "paused"
     assert list(jobs.checkpoints.list(job.id)) == []
     assert jobs.resume(job.id).status == "queued"
     again = jobs.resume(job.id)

@@ -10,7 +10,6 @@ import pytest
 from api_schemas.reports import Report
 from tests.installation import PAIRS, Installation
 from tests.storage.rows import OTHER_TEAM, add_file, add_team
-from workers import tasks
 
 RARE = [{"text": f"text {n}", "label": "spam" if n < 4 else "ham"} for n in range(1000)]
 
@@ -41,7 +40,7 @@ def test_while_it_is_validated_there_is_none_yet(shared: Installation) -> None:
     answer = report_of(shared, file_id)
     assert (answer.status_code, answer.json()["error"]["code"]) == (409, "file_not_validated")
     assert answer.headers["retry-after"] == "1"
-    tasks.validate_file(file_id)
+    shared.validate(file_id)
     assert report_of(shared, file_id).status_code == 200
 
 
@@ -71,6 +70,6 @@ def test_batches_of_one_class_are_refused_unless_larger_ones_are_asked_for(share
 def test_a_job_that_waited_for_such_files_fails_with_the_reason(shared: Installation) -> None:
     file_id = shared.upload(RARE, validated=False)
     job = shared.create_job(file_id)
-    tasks.validate_file(file_id)
+    shared.validate(file_id)
     job = shared.openai.fine_tuning.jobs.retrieve(job.id)
     assert (job.status, job.error.code) == ("failed", "too_few_classes")

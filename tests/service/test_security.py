@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -36,11 +37,12 @@ def _without_ids(answer: Any) -> tuple[int, Any]:
 
 @contextlib.contextmanager
 def _counted_queries(installation: Installation) -> Iterator[list[str]]:
-    """The statements that the API, whose process this is, sends to PostgreSQL."""
+    """The statements that the API, whose process this is, sends to PostgreSQL for its requests."""
     statements: list[str] = []
 
     def note(_connection: Connection, _cursor: Any, statement: str, *_: Any) -> None:
-        statements.append(statement)
+        if threading.current_thread().name != "dispatcher":
+            statements.append(statement)
 
     event.listen(Engine, "before_cursor_execute", note)
     try:

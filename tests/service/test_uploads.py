@@ -25,7 +25,6 @@ from storage.artifacts import ArtifactStore
 from tests.installation import PAIRS, Installation, running_installation
 from tests.service.forms import form, no_file_beyond, stored
 from tests.storage.rows import end_time_of
-from workers import tasks
 from workers.reconciler import Reconciler
 
 CONTENT = "\n".join(map(json.dumps, PAIRS)).encode()
@@ -68,7 +67,7 @@ def test_a_file_is_sent_in_chunks_and_is_like_any_other(shared: Installation, tm
     assert (upload.file.filename, upload.file.bytes, upload.file.status) == ("sätze.jsonl", len(CONTENT), "uploaded")
     assert upload.file.sha256 == hashlib.sha256(CONTENT).hexdigest()
     assert shared.openai.files.content(upload.file.id).content == CONTENT
-    tasks.validate_file(upload.file.id)
+    shared.validate(upload.file.id)
     assert shared.openai.files.retrieve(upload.file.id).rows == len(PAIRS)
     assert shared.create_job(upload.file.id).status == "queued"
     assert _parts_on_disk(shared, upload.id) == []
@@ -290,7 +289,9 @@ def test_wherever_the_database_fails_a_retry_completes_once_and_nothing_is_left(
         body = {"part_ids": _send(installation, upload.id)}
         with _database_failing_at(step, reply_lost=reply_lost) as fired:
             first = installation.request("POST", f"/v1/uploads/{upload.id}/complete", json=body)
-        assert first.status_code == (503 if fired else 200), first.text
+        # What fails on the way to the queue comes after the commit, and is not the client's business.
+        told = (first.status_code, first.json().get("status"))
+        assert told == (200, "completed") or (fired and told == (503, 503)), first.text
         done = installation.request("POST", f"/v1/uploads/{upload.id}/complete", json=body)
         assert done.status_code == 200, done.text
         files.append(done.json()["file"]["id"])
@@ -309,18 +310,21 @@ def test_wherever_the_database_fails_a_retry_completes_once_and_nothing_is_left(
 def _database_failing_at(step: int, *, reply_lost: bool) -> Iterator[list[str]]:
     """Have the API, whose process this is, lose PostgreSQL at its n-th statement, or at the answer to its n-th commit.
 
-    What is yielded is empty until that has happened.
+    What is yielded is empty until that has happened. What is handed to the queue meanwhile isn't counted.
     """
     fired: list[str] = []
     steps = itertools.count(1)
 
+    def is_here() -> bool:
+        return threading.current_thread().name != "dispatcher" and next(steps) == step
+
     def fail_statement(_connection: Connection, _cursor: Any, statement: str, *_: Any) -> None:
-        if next(steps) == step:
+        if is_here():
             fired.append(statement)
             raise sqlalchemy.exc.OperationalError(statement, None, ConnectionError("gone"))
 
     def fail_commit(connection: Connection) -> None:
-        if next(steps) == step:
+        if is_here():
             connection.connection.commit()
             fired.append("COMMIT")
             raise sqlalchemy.exc.OperationalError("COMMIT", None, ConnectionError("gone"))

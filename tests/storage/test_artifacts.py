@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import os
 import resource
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from api_schemas.errors import LikenessError
-from storage.artifacts import MANIFEST, ArtifactStore, StoredFile
+from storage import manifests
+from storage.artifacts import AlreadyPublishedError, ArtifactStore, StoredFile
+from storage.manifests import MANIFEST
 
 
 @pytest.fixture
@@ -229,7 +232,7 @@ def test_a_model_that_could_not_be_written_leaves_nothing(store: ArtifactStore, 
 
 
 def test_a_model_that_exists_is_never_replaced(store: ArtifactStore, published: Path) -> None:
-    with pytest.raises(OSError, match="not empty"), store.publishing_model("model-1") as folder:
+    with pytest.raises(AlreadyPublishedError), store.publishing_model("model-1") as folder:
         (folder / "model.safetensors").write_bytes(b"other weights")
 
     assert store.verify_model("model-1") == published
@@ -246,6 +249,25 @@ def cut_the_end(folder: Path) -> None:
     os.truncate(folder / "model.safetensors", 255)
 
 
+def link_the_weights(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.symlink_to(path.rename(folder.parent.parent / "elsewhere"))
+
+
+def link_a_folder(folder: Path) -> None:
+    path = folder / "1_Pooling"
+    path.symlink_to(path.rename(folder.parent.parent / "elsewhere"))
+
+
+def link_the_folder(folder: Path) -> None:
+    folder.symlink_to(folder.rename(folder.with_name("elsewhere")))
+
+
+def put_a_folder(folder: Path) -> None:
+    (folder / "1_Pooling" / "config.json").unlink()
+    (folder / "1_Pooling" / "config.json").mkdir()
+
+
 CORRUPTIONS = {
     "a flipped bit": (flip_a_bit, "model.safetensors"),
     "a cut file": (cut_the_end, "model.safetensors"),
@@ -257,7 +279,16 @@ CORRUPTIONS = {
     "a manifest that is a list": (lambda folder: (folder / MANIFEST).write_text("[]"), MANIFEST),
     "a manifest of something else": (lambda folder: (folder / MANIFEST).write_text('{"sha256": null}'), MANIFEST),
     "a manifest of no names": (lambda folder: (folder / MANIFEST).write_text('{"sha256": 5}'), MANIFEST),
-    "no folder": (lambda folder: folder.rename(folder.with_name("elsewhere")), MANIFEST),
+    "an empty file": (lambda folder: os.truncate(folder / "model.safetensors", 0), "model.safetensors"),
+    "a link to the same bytes": (link_the_weights, "model.safetensors"),
+    "a link for a folder": (link_a_folder, "1_Pooling"),
+    "a link to a folder too many": (lambda folder: (folder / "more").symlink_to(folder / "1_Pooling"), "more"),
+    "a pipe": (lambda folder: os.mkfifo(folder / "pipe"), "pipe"),
+    "a folder for a file": (put_a_folder, "1_Pooling/config.json"),
+    "a folder for the manifest": (lambda folder: (folder / MANIFEST).unlink() or (folder / MANIFEST).mkdir(), MANIFEST),
+    "a manifest nested too deep": (lambda folder: (folder / MANIFEST).write_text("[" * 100_000), MANIFEST),
+    "no folder": (lambda folder: folder.rename(folder.with_name("elsewhere")), "model-1 is missing"),
+    "a link for all of it": (link_the_folder, "model-1 is no folder"),
 }
 
 
@@ -271,6 +302,62 @@ def test_corruption_is_found_and_named(store: ArtifactStore, published: Path, co
 
     assert refusal.value.code == "artifact_corrupt"
     assert name in refusal.value.message
+
+
+def test_a_model_in_anothers_place_is_found_by_its_rows_checksum(store: ArtifactStore, published: Path) -> None:
+    weights = hashlib.sha256(bytes(range(256))).hexdigest()
+    assert store.verify_model("model-1", weights_sha256=weights) == published
+
+    with pytest.raises(LikenessError) as refusal:
+        store.verify_model("model-1", weights_sha256="0" * 64)
+
+    assert (refusal.value.code, refusal.value.headers["x-should-retry"]) == ("artifact_corrupt", "false")
+
+
+def test_of_much_that_is_wrong_some_is_named(store: ArtifactStore, published: Path) -> None:
+    for number in range(5):
+        (published / f"{number}.py").touch()
+
+    assert store.damage_of("model-1") == ", ".join(f"{n}.py does not belong there" for n in range(3)) + " and 2 more"
+
+
+def test_a_disk_that_can_not_be_read_is_no_damage(
+    store: ArtifactStore, published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(path: Path) -> str:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr(manifests, "sha256", read)
+
+    with pytest.raises(OSError, match="Input/output error"):
+        store.damage_of("model-1")
+    assert not manifests.is_whole(published)
+
+
+@pytest.mark.parametrize("damage", ["altered", "gone", "a link", "no manifest"])
+def test_a_card_that_is_not_what_was_written_is_refused(store: ArtifactStore, damage: str) -> None:
+    with store.publishing_model("model-2") as folder:
+        (folder / "README.md").write_text("# A model")
+    card = store.model("model-2") / "README.md"
+    assert store.card("model-2") == "# A model"
+    if damage == "altered":
+        card.write_text("# Another")
+    elif damage == "no manifest":
+        (card.parent / MANIFEST).unlink()
+    else:
+        aside = card.rename(card.with_name("aside"))
+        if damage == "a link":
+            card.symlink_to(aside.rename(store.root / "aside"))
+
+    with pytest.raises(LikenessError) as refusal:
+        store.card("model-2")
+
+    assert refusal.value.code == "artifact_corrupt"
+
+
+def test_a_model_without_a_card_has_none(store: ArtifactStore, published: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        store.card("model-1")
 
 
 def test_a_deleted_model_is_gone_and_may_be_deleted_again(store: ArtifactStore, published: Path) -> None:

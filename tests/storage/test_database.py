@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
-from sqlalchemy import delete, exists, func, select, update
+from sqlalchemy import delete, exists, func, select, text, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import aliased
 
 from storage.database import Database
 from storage.tables import ApiKey, File, Job, Model
+from tests.processes import until
+from tests.proxy import Proxy
 from tests.storage.rows import OTHER_TEAM, TEAM, add_file, add_job, add_team, file_of
 
 
@@ -126,3 +131,55 @@ def test_a_server_that_is_away_is_an_operational_error() -> None:
 
     with pytest.raises(OperationalError):
         away.ping()
+
+
+@pytest.fixture
+def proxy(database_url: str, tmp_path: Path) -> Iterator[Proxy]:
+    proxy = Proxy(tmp_path, database_url)
+    yield proxy
+    proxy.close()
+
+
+def test_a_network_that_swallows_what_it_is_given_is_given_up_and_the_next_connection_is_a_new_one(
+    proxy: Proxy,
+) -> None:
+    through = Database(proxy.url, pool_size=1, answer_seconds=0.3)
+    alone = through.connect_alone()
+    with through.session_across_teams() as session:
+        session.execute(select(func.count(File.id)))
+        proxy.silent = True
+        with pytest.raises(OperationalError):
+            session.execute(select(func.count(File.id)))
+        proxy.silent = False
+        session.get_transaction().rollback()
+    until(lambda: answers(through))
+
+    proxy.silent = True
+    with pytest.raises(OperationalError):
+        alone.execute(text("SELECT 1"))
+    assert alone.invalidated
+    alone.close()
+    proxy.silent = False
+    through.dispose()
+
+
+def answers(database: Database) -> bool:
+    try:
+        database.ping()
+    except OperationalError:
+        return False
+    return True
+
+
+def test_a_server_notices_soon_that_a_client_has_vanished(database: Database) -> None:
+    wanted = {"tcp_keepalives_idle": "5", "tcp_keepalives_interval": "2", "tcp_keepalives_count": "3"}
+    wanted["tcp_user_timeout"] = "10000"
+
+    url = database.engine.url.render_as_string(hide_password=False)
+    hurried = Database(url, pool_size=1, answer_seconds=5.0)
+    for connection in (database.engine.connect(), database.connect_alone(), hurried.engine.connect()):
+        with connection:
+            # On a Unix socket they are taken, and have no effect.
+            told = connection.execute(text("SELECT name, reset_val FROM pg_settings WHERE name LIKE 'tcp_%'"))
+            assert {row.name: row.reset_val for row in told} == wanted
+    hurried.dispose()

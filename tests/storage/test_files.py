@@ -6,7 +6,7 @@ import pytest
 
 from api_schemas.errors import LikenessError
 from api_schemas.jobs import JobCreate
-from storage import files, jobs
+from storage import files, jobs, queue, scheduling
 from storage.database import Database
 from tests.storage.rows import OTHER_TEAM, TEAM, UNUSABLE, USABLE, add_file, add_job, add_team, file_of
 
@@ -16,7 +16,7 @@ def test_a_new_file_waits_for_validation(database: Database) -> None:
 
     assert file_of(database, file_id).status == "uploaded"
     with database.session_across_teams() as session:
-        assert files.waiting_for_validation(session) == [file_id]
+        assert scheduling.waiting(session, "cpu") == [queue.Task(queue.VALIDATE_FILE, [file_id])]
 
 
 @pytest.mark.parametrize(("verdict", "status"), [(USABLE, "processed"), (UNUSABLE, "error")])
@@ -27,7 +27,7 @@ def test_a_verdict_ends_the_waiting(database: Database, verdict: files.Verdict, 
     assert (row.format, row.rows, row.error_count) == (verdict.format, verdict.rows, verdict.error_count)
     assert (row.errors, row.status_details) == (verdict.errors, verdict.summary)
     with database.session_across_teams() as session:
-        assert files.waiting_for_validation(session) == []
+        assert scheduling.waiting(session, "cpu") == []
 
 
 def test_the_first_verdict_stays(database: Database) -> None:
@@ -50,7 +50,7 @@ def test_a_deleted_file_is_not_found_nor_listed_nor_validated(database: Database
             files.get(session, file_id)
     assert refusal.value.code == "not_found"
     with database.session_across_teams() as session:
-        assert files.waiting_for_validation(session) == []
+        assert scheduling.waiting(session, "cpu") == []
 
 
 def test_another_teams_file_can_neither_be_read_nor_deleted(database: Database) -> None:

@@ -10,8 +10,9 @@ from sqlalchemy.orm import Session
 
 from api_schemas.errors import LikenessError
 from api_schemas.jobs import ENDED, JobCreate
-from storage import attempts, files, job_history, job_moves, jobs, preparations
+from storage import attempts, files, job_history, jobs, preparations, scheduling
 from storage.database import Database
+from storage.job_moves import Death
 from storage.tables import JobMetrics, Model, OutboxMessage
 from tests.storage.rows import (
     OTHER_TEAM,
@@ -25,7 +26,9 @@ from tests.storage.rows import (
     expire_lease,
     is_in_preparation,
     job_of,
+    lease_of,
     prepare,
+    rescue,
     succeed,
 )
 
@@ -43,17 +46,16 @@ def record_step(session: Session, job_id: str, attempt: int = 1) -> None:
 WRITES: dict[str, Action] = {
     "event": lambda session, job_id: attempts.record(session, job_id, 1, "Still here"),
     "metrics": record_step,
-    "renewal": lambda session, job_id: attempts.renew(session, job_id, 1, "worker-1"),
     "success": succeed,
     "failure": lambda session, job_id: attempts.fail(session, job_id, 1, "out_of_memory", "Memory ran out."),
     "requeue": lambda session, job_id: attempts.requeue(session, job_id, 1, "The worker is shutting down"),
-    "crash": lambda session, job_id: attempts.crashed(session, job_id, 1, "The process was killed"),
+    "crash": lambda session, job_id: attempts.died(session, job_id, 1, Death("The process was killed")),
     "pause": lambda session, job_id: attempts.pause_running(session, job_id, 1, "The disk is full"),
 }
 
 #: The state that each of them leads to from `running`.
 LEADS_TO = {
-    "event": "running", "metrics": "running", "renewal": "running", "success": "succeeded", "failure": "failed",
+    "event": "running", "metrics": "running", "success": "succeeded", "failure": "failed",
     "requeue": "queued", "crash": "queued", "pause": "paused",
 }  # fmt: skip
 
@@ -83,8 +85,7 @@ def test_an_attempt_that_does_not_run_can_write_nothing(database: Database, stat
 def test_an_attempt_whose_job_was_given_to_another_can_write_nothing(database: Database) -> None:
     job_id = add_job(database, "running")
     expire_lease(database, job_id)
-    with database.session_across_teams() as session:
-        assert attempts.rescue_expired(session) == 1
+    assert rescue(database) == 1
     with database.session_across_teams() as session:
         assert attempts.start(session, job_id, 2, "worker-2") is not None
     before = snapshot(database, job_id)
@@ -94,13 +95,6 @@ def test_an_attempt_whose_job_was_given_to_another_can_write_nothing(database: D
             write(session, job_id)
 
     assert snapshot(database, job_id) == before
-
-
-def test_another_worker_cannot_renew_the_lease(database: Database) -> None:
-    job_id = add_job(database, "running")
-
-    with pytest.raises(attempts.StaleAttempt), database.session_across_teams() as session:
-        attempts.renew(session, job_id, 1, "worker-2")
 
 
 @pytest.mark.parametrize(
@@ -134,7 +128,7 @@ def test_a_job_that_has_not_ended_can_be_cancelled(database: Database, state: st
         jobs.cancel(session, job_id)
 
     job = job_of(database, job_id)
-    assert (job.state, job.lease_expires_at) == ("cancelled", None)
+    assert (job.state, lease_of(database, job_id)) == ("cancelled", None)
     assert job.finished_at is not None
     assert [event.message for event in events_of(database, job_id)].count("Job cancelled") == 1
 
@@ -204,13 +198,11 @@ def test_a_job_without_a_worker_pauses_at_once_and_goes_on_where_it_was(database
 
 
 def is_paused_for_everybody(database: Database, job_id: str) -> bool:
+    assert rescue(database) == 0
     with database.session_across_teams() as session:
-        assert attempts.rescue_expired(session) == 0
-        return (
-            attempts.start(session, job_id, 1, "worker-1") is None
-            and attempts.queued(session) == []
-            and preparations.waiting(session) == []
-        )
+        waiting = [*scheduling.waiting(session, "gpu"), *scheduling.waiting(session, "cpu")]
+        started = attempts.start(session, job_id, 1, "worker-1")
+        return started is None and all(job_id not in task.arguments for task in waiting)
 
 
 def test_a_job_resumed_after_its_files_were_validated_is_prepared(database: Database) -> None:
@@ -251,19 +243,16 @@ def test_a_running_job_pauses_when_its_attempt_ends_however_that_is(database: Da
     job_id = add_job(database, "running")
     with database.session(TEAM) as session:
         assert jobs.pause(session, job_id).state == "running"
-    with database.session_across_teams() as session:
-        assert attempts.renew(session, job_id, 1, "worker-1"), "the worker is told with the lease"
 
     if end == "lease":
         expire_lease(database, job_id)
-    with database.session_across_teams() as session:
-        if end == "lease":
-            attempts.rescue_expired(session)
-        else:
+        rescue(database)
+    else:
+        with database.session_across_teams() as session:
             WRITES[end](session, job_id)
 
     paused = job_of(database, job_id)
-    assert (paused.state, paused.pause_asked, paused.lease_expires_at) == ("paused", False, None)
+    assert (paused.state, paused.pause_asked, lease_of(database, job_id)) == ("paused", False, None)
     with database.session(TEAM) as session:
         resumed = jobs.resume(session, job_id)
     assert (resumed.state, resumed.attempt) == ("queued", 2)
@@ -276,7 +265,6 @@ def test_a_pause_that_was_only_asked_for_can_be_taken_back(database: Database) -
         jobs.resume(session, job_id)
 
     with database.session_across_teams() as session:
-        assert not attempts.renew(session, job_id, 1, "worker-1")
         attempts.requeue(session, job_id, 1, "The worker is shutting down")
     assert job_of(database, job_id).state == "queued"
 
@@ -405,89 +393,6 @@ def test_events_can_be_read_in_pages_from_both_ends(database: Database) -> None:
     assert (more, no_more) == (True, False)
     assert [event.seq for event in (*first, *rest)] == numbers
     assert [event.seq for event in newest] == numbers[::-1]
-
-
-# --- leases and crashes ---
-
-
-def test_a_lease_that_has_not_ended_is_left_alone(database: Database) -> None:
-    job_id = add_job(database, "running")
-
-    with database.session_across_teams() as session:
-        assert attempts.rescue_expired(session) == 0
-
-    assert job_of(database, job_id).state == "running"
-
-
-def test_a_renewed_lease_ends_later_by_the_databases_clock(database: Database) -> None:
-    job_id = add_job(database, "running")
-    expire_lease(database, job_id)
-    with database.session_across_teams() as session:
-        attempts.renew(session, job_id, 1, "worker-1")
-
-    with database.session_across_teams() as session:
-        assert attempts.rescue_expired(session) == 0
-        left = job_of(database, job_id).lease_expires_at - session.scalar(select(func.clock_timestamp()))
-    assert 0 < left.total_seconds() <= attempts.LEASE_SECONDS
-
-
-def test_an_expired_lease_gives_the_job_back_with_the_next_attempt(database: Database) -> None:
-    job_id = add_job(database, "running")
-    expire_lease(database, job_id)
-
-    with database.session_across_teams() as session:
-        assert attempts.rescue_expired(session) == 1
-
-    job = job_of(database, job_id)
-    assert (job.state, job.attempt, job.crashes, job.worker_id) == ("queued", 2, 1, None)
-    assert "worker-1 fell silent" in events_of(database, job_id)[-1].message
-    with database.session_across_teams() as session:
-        assert attempts.queued(session) == [(job_id, 2)]
-        assert [job_id, 2] in session.scalars(select(OutboxMessage.arguments)).all()
-
-
-def test_a_job_whose_worker_dies_too_often_fails(database: Database) -> None:
-    job_id = add_job(database, "queued")
-
-    for attempt in range(1, job_moves.MOST_CRASHES + 1):
-        with database.session_across_teams() as session:
-            assert attempts.start(session, job_id, attempt, f"worker-{attempt}") is not None
-        expire_lease(database, job_id)
-        with database.session_across_teams() as session:
-            assert attempts.rescue_expired(session) == 1
-
-    job = job_of(database, job_id)
-    assert job.state == "failed"
-    assert job.error is not None
-    assert job.error["code"] == "worker_lost"
-    assert "3 of the 3" in job.error["message"]
-
-
-def test_giving_a_job_back_spends_none_of_its_crashes(database: Database) -> None:
-    job_id = add_job(database, "queued")
-
-    for attempt in range(1, 2 * job_moves.MOST_CRASHES):
-        with database.session_across_teams() as session:
-            assert attempts.start(session, job_id, attempt, "worker-1") is not None
-        with database.session_across_teams() as session:
-            attempts.requeue(session, job_id, attempt, "The worker is shutting down")
-
-    job = job_of(database, job_id)
-    assert (job.state, job.crashes, job.attempt) == ("queued", 0, 2 * job_moves.MOST_CRASHES)
-
-
-def test_a_lease_is_rescued_once_by_two_who_try(database: Database) -> None:
-    job_id = add_job(database, "running")
-    expire_lease(database, job_id)
-
-    with database.session_across_teams() as first:
-        assert attempts.rescue_expired(first) == 1
-        with database.session_across_teams() as second:
-            assert attempts.rescue_expired(second) == 0
-    with database.session_across_teams() as third:
-        assert attempts.rescue_expired(third) == 0
-
-    assert job_of(database, job_id).attempt == 2
 
 
 # --- validation ---

@@ -25,7 +25,11 @@ def redis(redis_url: str) -> Iterator[Redis]:
 
 
 def waiting(redis: Redis, name: queue.QueueName) -> list[str]:
-    """Ids of the tasks in a queue, next first."""
+    """What the messages in a queue are about, next first."""
+    return [message_id.rpartition("-")[0] for message_id in message_ids(redis, name)]
+
+
+def message_ids(redis: Redis, name: queue.QueueName) -> list[str]:
     return Queue(name, connection=redis, serializer=JSONSerializer).job_ids
 
 
@@ -88,6 +92,14 @@ def test_a_queue_that_is_silent_is_given_up_and_loses_nothing(database: Database
         valkey.stop()
 
 
+def test_a_database_that_went_away_after_the_commit_is_not_the_callers_error(redis: Redis, tmp_path: Path) -> None:
+    away = Database(f"postgresql://nobody@/nothing?host={tmp_path}", pool_size=1)
+
+    queue.dispatch_soon(away, redis)
+
+    assert waiting(redis, "gpu") == []
+
+
 def test_a_queue_that_was_restarted_is_used_again_without_an_error(tmp_path: Path) -> None:
     valkey = start_valkey(tmp_path)
     with queue.connect(valkey.url) as redis:
@@ -115,7 +127,8 @@ def test_a_task_carries_names_and_ids_only(database: Database, redis: Redis) -> 
     job_id = add_job(database)
     queue.dispatch(database, redis)
 
-    task = QueuedTask.fetch(f"train-{job_id}-1", connection=redis, serializer=JSONSerializer)
+    [message_id] = message_ids(redis, "gpu")
+    task = QueuedTask.fetch(message_id, connection=redis, serializer=JSONSerializer)
     assert (task.func_name, tuple(task.args), task.kwargs) == (queue.TRAIN, (job_id, 1), {})
     assert (task.timeout, task.result_ttl, task.failure_ttl) == (-1, 0, 0)
 
@@ -128,34 +141,13 @@ def test_the_outbox_is_emptied_in_the_order_it_was_filled(database: Database, re
     assert waiting(redis, "gpu") == [f"train-{job_id}-1" for job_id in made]
 
 
-def test_a_waiting_task_is_alive_until_the_queue_loses_it(redis: Redis) -> None:
-    arguments = ["ftjob-1", 1]
-    assert not queue.is_alive(redis, queue.TRAIN, arguments)
-
-    queue.enqueue(redis, queue.TRAIN, arguments)
-    assert queue.is_alive(redis, queue.TRAIN, arguments)
-    assert not queue.is_alive(redis, queue.TRAIN, ["ftjob-1", 2])
-
-    redis.lpop("rq:queue:gpu")  # taken by a worker that died before it said so
-    assert not queue.is_alive(redis, queue.TRAIN, arguments)
-
-    redis.flushdb()
-    assert not queue.is_alive(redis, queue.TRAIN, arguments)
-
-
-@pytest.mark.parametrize(
-    ("heartbeat", "alive"), [("9999-01-01T00:00:00.000000Z", True), ("2020-01-01T00:00:00.000000Z", False)]
-)
-def test_a_running_task_is_alive_while_its_worker_says_so(redis: Redis, heartbeat: str, alive: bool) -> None:
+def test_a_task_that_is_enqueued_again_while_its_message_is_worked_on_stays_when_that_has_ended(redis: Redis) -> None:
+    rq_queue = Queue("gpu", connection=redis, serializer=JSONSerializer)
     queue.enqueue(redis, queue.TRAIN, ["ftjob-1", 1])
-    redis.lpop("rq:queue:gpu")
-    redis.hset("rq:job:train-ftjob-1-1", mapping={"status": "started", "last_heartbeat": heartbeat})
+    [begun] = rq_queue.jobs
+    redis.lpop(rq_queue.key)
 
-    assert queue.is_alive(redis, queue.TRAIN, ["ftjob-1", 1]) is alive
-
-
-def test_a_finished_task_is_not_alive(redis: Redis) -> None:
     queue.enqueue(redis, queue.TRAIN, ["ftjob-1", 1])
-    redis.hset("rq:job:train-ftjob-1-1", "status", "failed")
+    begun.delete(remove_from_queue=False)  # which RQ does with what has ended
 
-    assert not queue.is_alive(redis, queue.TRAIN, ["ftjob-1", 1])
+    assert [tuple(task.args) for task in rq_queue.jobs] == [("ftjob-1", 1)]

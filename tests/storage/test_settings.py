@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
 from storage.settings import NoServersError, StorageSettings
 
@@ -32,6 +32,24 @@ def test_urls_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None
 
     assert settings.required_database_url == "postgresql://user:secret@host/name"
     assert settings.required_redis_url == "redis://host"
+
+
+@pytest.mark.parametrize(("given", "taken"), [(None, "auto"), ("auto", "auto"), ("4", 4)])
+def test_a_training_has_as_many_processes_as_it_is_told(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, taken: int | str
+) -> None:
+    if given is not None:
+        monkeypatch.setenv("LIKENESS_TRAINING_PROCESSES", given)
+
+    assert StorageSettings().training_processes == taken
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "1.5", "all", ""])
+def test_any_other_number_of_processes_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    monkeypatch.setenv("LIKENESS_TRAINING_PROCESSES", given)
+
+    with pytest.raises(ValidationError, match=r"training_processes\n.*auto, or a number from 1 on"):
+        StorageSettings()
 
 
 def test_a_password_is_not_printed() -> None:

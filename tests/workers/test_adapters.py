@@ -18,7 +18,6 @@ from storage.tables import Model
 from tests.installation import HELD_OUT, PAIRS, TINY, Installation
 from tests.markdown import ROOT, code_blocks
 from tests.workers.following import messages_of
-from workers import tasks
 
 D, SIGNAL = 24, 10
 NOISE = 1.3
@@ -247,7 +246,7 @@ def test_a_file_that_turns_out_wrong_when_it_is_validated_fails_the_job(
 ) -> None:
     file_id = shared.upload(rows, validated=False)
     job = shared.openai.fine_tuning.jobs.create(model=model, training_file=file_id)
-    tasks.validate_file(file_id)
+    shared.validate(file_id)
     job = shared.openai.fine_tuning.jobs.retrieve(job.id)
     assert (job.status, job.attempt, job.error.code) == ("failed", 0, "invalid_value")
     assert f"and {model} reads" in job.error.message
@@ -401,7 +400,7 @@ def test_the_documentations_script_works_as_it_is(
     with monkeypatch.context() as there:
         there.chdir(tmp_path)
         exec(create_it, names)
-    tasks.validate_file(names["file"].id)
+    shared.validate(names["file"].id)
     assert shared.train(shared.prepare(names["job"])).status == "succeeded"
     exec(use_it, names)
     names["client"].close()

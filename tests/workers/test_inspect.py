@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from api_schemas.defaults import ADAPTER_LEARNING_RATE
+from api_schemas.defaults import ADAPTER_LEARNING_RATE, SCRATCH_LEARNING_RATE
 from api_schemas.reports import Report
 from tests import command_line
 from tests.encoders.tiny_encoder import write_tiny_encoder
@@ -161,3 +161,13 @@ def test_a_file_of_vectors_would_train_an_adapter_which_is_measured(tmp_path: Pa
     assert report.training.learning_rate == ADAPTER_LEARNING_RATE
     assert report.estimate is not None, report.estimate_missing
     assert report.estimate.seconds_per_step > 0
+
+
+def test_an_encoder_from_scratch_is_planned_and_has_no_tokens_to_count_yet(tmp_path: Path) -> None:
+    done = inspect(write(tmp_path / "pairs.jsonl"), "--model", "scratch", "--json", cwd=tmp_path)
+    report = Report(**json.loads(done.stdout))
+    assert report.training is not None
+    assert (done.returncode, report.training.model) == (0, "scratch")
+    assert (report.training.learning_rate, report.training.max_seq_length) == (SCRATCH_LEARNING_RATE, 256)
+    reason = "scratch has no weights before a job has trained it on a file of texts."
+    assert report.token_lengths_missing == report.estimate_missing == reason

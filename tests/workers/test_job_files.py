@@ -16,7 +16,6 @@ import pytest
 from tests.installation import HELD_OUT, PAIRS, TINY, Installation
 from tests.markdown import ROOT, code_blocks
 from tests.workers.following import messages_of
-from workers import tasks
 
 LABELLED = [{"text": f"the number {number} of {word}", "label": word} for word in "abcde" for number in range(8)]
 VECTORS = [{"vector": [number, 1.0, 2.0], "label": number % 4} for number in range(20)]
@@ -35,7 +34,7 @@ def qrels(numbers: range, *more: str, delimiter: str = "\t") -> bytes:
 def upload(shared: Installation, name: str, content: bytes, *, validated: bool = True) -> str:
     file_id = shared.openai.files.create(file=(name, content), purpose="fine-tune").id
     if validated:
-        tasks.validate_file(file_id)
+        shared.validate(file_id)
     return file_id
 
 
@@ -94,7 +93,7 @@ def test_what_the_page_on_data_shows_works(
     exec(triple, names)
     names["client"].close()
     for file in shared.openai.files.list(limit=4):
-        tasks.validate_file(file.id)
+        shared.validate(file.id)
     job = shared.prepare(names["job"])
     assert job.status == "queued", job.error
 
@@ -166,7 +165,7 @@ def test_a_job_waits_for_its_further_files(shared: Installation, pairs_file: str
     job = shared.prepare(create(shared, pairs_file, {"additional_training_files": [late]}))
     assert job.status == "validating_files"
     assert shared.request("DELETE", f"/v1/files/{late}").json()["error"]["code"] == "file_in_use"
-    tasks.validate_file(late)
+    shared.validate(late)
     assert shared.prepare(job).status == "queued"
 
 
@@ -183,7 +182,7 @@ def test_a_job_whose_further_file_turns_out_to_be_of_no_use_fails_unprepared(
 ) -> None:
     late = upload(shared, "late.jsonl", content, validated=False)
     job = create(shared, pairs_file, {"additional_training_files": [late]})
-    tasks.validate_file(late)
+    shared.validate(late)
     job = shared.openai.fine_tuning.jobs.retrieve(job.id)
     assert (job.status, job.error.code) == ("failed", code)
     assert words in job.error.message

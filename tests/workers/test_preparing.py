@@ -8,7 +8,6 @@ import pytest
 
 from tests.installation import HELD_OUT, PAIRS, Installation
 from tests.workers.following import messages_of
-from workers import tasks
 
 LABELLED = [{"text": f"the word {word} and {number}", "label": word} for word in "abcde" for number in range(6)]
 RENAMED = [{"title": row["anchor"], "body": row["positive"]} for row in PAIRS]
@@ -96,6 +95,5 @@ def test_training_reads_what_was_prepared(shared: Installation) -> None:
 
 def test_preparing_twice_changes_nothing(shared: Installation) -> None:
     job = shared.create_job(shared.upload(PAIRS))
-    tasks.prepare(job.id)
-    again = shared.openai.fine_tuning.jobs.retrieve(job.id)
+    again = shared.prepare(job)
     assert (again.status, again.attempt) == ("queued", 1)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,10 +11,12 @@ import pytest
 from redis import Redis
 from sqlalchemy import text
 
+from service.settings import ServiceSettings
 from storage import files, queue, uploads
 from storage.artifacts import ArtifactStore
 from storage.database import Database
 from storage.leadership import Leadership
+from storage.processes import start_child, stop_child
 from tests.processes import until
 from tests.storage.rows import add_file, add_job, add_upload, end_time_of, expire_lease, job_of
 from workers.reconciler import Reconciler, run
@@ -36,13 +40,14 @@ def test_derived_data_is_kept_within_its_bounds(database: Database, redis: Redis
         (derived / name / "manifest.json").write_bytes(b"x" * 600)
         os.utime(derived / name / "manifest.json", (10**9 - age, 10**9 - age))
 
-    Reconciler(database, redis, ArtifactStore(tmp_path), derived=(derived, 1000)).tick()
+    Reconciler(database, redis, ArtifactStore(tmp_path), derived=(derived, 1000)).sweep()
 
     assert [path.name for path in derived.iterdir()] == ["new"]
 
 
 def waiting(redis: Redis, name: str) -> list[str]:
-    return [task.decode() for task in redis.lrange(f"rq:queue:{name}", 0, -1)]
+    """What the messages in a queue are about, next first."""
+    return [message_id.decode().rpartition("-")[0] for message_id in redis.lrange(f"rq:queue:{name}", 0, -1)]
 
 
 def test_what_waits_in_the_outbox_is_dispatched(database: Database, redis: Redis, reconciler: Reconciler) -> None:
@@ -100,6 +105,77 @@ def test_a_job_whose_lease_has_ended_is_queued_again_in_one_tick(
     assert waiting(redis, "gpu")[-1] == f"train-{job_id}-2"
 
 
+def test_a_job_past_its_deadline_is_ended_in_one_tick_whatever_it_waits_for(
+    database: Database, reconciler: Reconciler
+) -> None:
+    job_id = add_job(database, deadline=2**33)
+    with database.session_across_teams() as session:
+        session.execute(text("UPDATE jobs SET deadline_at = clock_timestamp()"))
+
+    reconciler.tick()
+
+    job = job_of(database, job_id)
+    assert job.error is not None
+    assert (job.state, job.error["code"]) == ("failed", "deadline_exceeded")
+
+
+def test_a_job_that_cannot_be_mended_keeps_no_other_waiting(database: Database, reconciler: Reconciler) -> None:
+    broken, whole = add_job(database, "running"), add_job(database, "running")
+    for job_id in (broken, whole):
+        expire_lease(database, job_id)
+    with database.session_across_teams() as session:
+        # Nothing of ours writes this; somebody else's hand may.
+        session.execute(text("UPDATE jobs SET progress = '[1, 2]' WHERE id = :id"), {"id": broken})
+
+    for _ in range(2):
+        reconciler.tick()
+
+    assert [job_of(database, job_id).state for job_id in (broken, whole)] == ["running", "queued"]
+
+
+def test_a_stale_word_in_valkey_changes_nothing_of_a_job_that_has_ended(
+    database: Database, redis: Redis, reconciler: Reconciler
+) -> None:
+    job_id = add_job(database, "succeeded")
+    reconciler.tick()
+    before = redis.llen("rq:queue:gpu")
+    for key in redis.keys(f"rq:job:train-{job_id}*"):
+        redis.hset(key, "status", "started")
+
+    reconciler.tick()
+
+    assert job_of(database, job_id).state == "succeeded"
+    assert redis.llen("rq:queue:gpu") == before
+
+
+def test_a_message_that_was_lost_on_its_way_is_put_in_again_although_valkey_says_that_it_is_worked_on(
+    database: Database, redis: Redis, reconciler: Reconciler
+) -> None:
+    job_id = add_job(database)
+    reconciler.tick()
+    [message] = redis.lrange("rq:queue:gpu", 0, -1)
+    redis.lmove("rq:queue:gpu", "rq:queue:gpu:intermediate")  # by a worker that died before it said so
+    redis.hset(b"rq:job:" + message, mapping={"status": "started", "last_heartbeat": "9999-01-01T00:00:00.000000Z"})
+
+    reconciler.tick()
+
+    assert waiting(redis, "gpu") == [f"train-{job_id}-1"]
+
+
+def test_a_message_whose_record_was_evicted_is_put_in_again_once_it_was_taken(
+    database: Database, redis: Redis, reconciler: Reconciler
+) -> None:
+    job_id = add_job(database)
+    reconciler.tick()
+    [message] = redis.lrange("rq:queue:gpu", 0, -1)
+    redis.delete(b"rq:job:" + message)
+    redis.lpop("rq:queue:gpu")  # by a worker, which finds nothing to do
+
+    reconciler.tick()
+
+    assert waiting(redis, "gpu") == [f"train-{job_id}-1"]
+
+
 def test_leftovers_of_crashed_writers_are_removed(
     database: Database, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,7 +183,7 @@ def test_leftovers_of_crashed_writers_are_removed(
     (tmp_path / "unfinished" / "half").touch()
     monkeypatch.setattr("time.time", lambda: 1e12)
 
-    reconciler.tick()
+    reconciler.sweep()
 
     assert not list((tmp_path / "unfinished").iterdir())
 
@@ -121,7 +197,7 @@ def test_parts_of_uploads_that_have_ended_are_removed(database: Database, redis:
     with database.session_across_teams() as session:
         uploads.cancel(session, names["cancelled"])
 
-    Reconciler(database, redis, ArtifactStore(tmp_path)).tick()
+    Reconciler(database, redis, ArtifactStore(tmp_path)).sweep()
 
     assert [path.name for path in (tmp_path / "parts").iterdir()] == [names["pending"]]
     with database.session_across_teams() as session:
@@ -134,7 +210,7 @@ def test_checkpoints_of_jobs_that_have_ended_are_removed(database: Database, red
         (tmp_path / "checkpoints" / job_id / "3").mkdir(parents=True)
     (tmp_path / "unfinished" / f"checkpoint-{names['succeeded']}-4-00").mkdir(parents=True)
 
-    Reconciler(database, redis, ArtifactStore(tmp_path)).tick()
+    Reconciler(database, redis, ArtifactStore(tmp_path)).sweep()
 
     left = {path.name for path in (tmp_path / "checkpoints").iterdir()}
     assert left == {names[state] for state in ("queued", "running", "paused")}
@@ -151,9 +227,51 @@ def test_old_bytes_without_a_row_are_removed(database: Database, redis: Redis, t
         if name != "file-fresh":
             os.utime(tmp_path / "files" / name, (0, 0))
 
-    reconciler.tick()
+    reconciler.sweep()
 
     assert {path.name for path in (tmp_path / "files").iterdir()} == {known, "file-fresh"}
+
+
+def test_folders_of_models_that_were_never_made_are_removed(database: Database, redis: Redis, tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    job_id = add_job(database, "failed")
+    with store.publishing_model(f"{job_id}-1") as folder:
+        (folder / "model.safetensors").touch()
+
+    Reconciler(database, redis, store).tick()
+
+    assert store.models() == []
+
+
+def test_a_database_that_was_made_anew_removes_nothing_of_the_old_ones(
+    database: Database, redis: Redis, tmp_path: Path
+) -> None:
+    Reconciler(database, redis, ArtifactStore(tmp_path)).tick()
+    with database.session_across_teams() as session:
+        session.execute(text("UPDATE teams SET created_at = clock_timestamp()"))
+    (tmp_path / "files" / "file-of-the-old-one").touch()
+    os.utime(tmp_path / "files" / "file-of-the-old-one", (0, 0))
+    (tmp_path / "checkpoints" / "ftjob-of-the-old-one").mkdir()
+    job_id = add_job(database)
+
+    Reconciler(database, redis, ArtifactStore(tmp_path)).tick()
+
+    assert waiting(redis, "gpu") == [f"train-{job_id}-1"]
+    assert [path.name for path in (tmp_path / "files").iterdir()] == ["file-of-the-old-one"]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["ftjob-of-the-old-one"]
+
+
+def test_a_disk_that_fails_keeps_no_job_from_being_rescued(
+    database: Database, redis: Redis, reconciler: Reconciler, tmp_path: Path
+) -> None:
+    job_id = add_job(database, "running")
+    expire_lease(database, job_id)
+    (tmp_path / "unfinished").rmdir()  # what can't be listed
+
+    reconciler.tick()
+    reconciler.tick()
+
+    assert job_of(database, job_id).state == "queued"
 
 
 class Candidate:
@@ -164,7 +282,8 @@ class Candidate:
         self.stop = threading.Event()
         self._tick = reconciler.tick
         reconciler.tick = self._count  # type: ignore[method-assign]
-        self.thread = threading.Thread(target=run, args=(reconciler, Leadership(database), self.stop))
+        arguments = (reconciler, Leadership(database), self.stop)
+        self.thread = threading.Thread(target=run, args=arguments, kwargs={"tick_seconds": 0.02})
         self.thread.start()
 
     def _count(self) -> None:
@@ -177,11 +296,8 @@ class Candidate:
 
 
 @pytest.fixture
-def two(
-    database: Database, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[Candidate, Candidate]]:
+def two(database: Database, redis: Redis, tmp_path: Path) -> Iterator[tuple[Candidate, Candidate]]:
     """Two reconcilers that tick fast."""
-    monkeypatch.setattr("workers.reconciler.TICK_SECONDS", 0.02)
     store = ArtifactStore(tmp_path)
     candidates = (
         Candidate(Reconciler(database, redis, store), database),
@@ -220,10 +336,7 @@ def test_somebody_leads_again_after_the_leaders_connection_was_ended(
     assert all(candidate.thread.is_alive() for candidate in two)
 
 
-def test_a_valkey_that_is_away_is_waited_for(
-    database: Database, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("workers.reconciler.TICK_SECONDS", 0.02)
+def test_a_valkey_that_is_away_is_waited_for(database: Database, tmp_path: Path) -> None:
     job_id = add_job(database, "running")
     expire_lease(database, job_id)
     away = queue.connect(f"unix://{tmp_path}/nobody.sock")
@@ -233,3 +346,43 @@ def test_a_valkey_that_is_away_is_waited_for(
     assert candidate.thread.is_alive()
     candidate.end()
     assert candidate.ticks == 0
+
+
+# A process of its own, which can be stopped; its terms are short, so that the test is.
+RECONCILER = """
+import sys
+from storage import leadership
+from workers import reconciler
+leadership.TERM_SECONDS = 0.5
+sys.exit(reconciler.main())
+"""
+
+
+def test_a_leader_that_is_frozen_is_followed_by_another_and_does_no_harm_when_it_thaws(
+    settings: ServiceSettings, database: Database, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIKENESS_TICK_SECONDS", "0.1")
+    monkeypatch.setattr("storage.leadership.TERM_SECONDS", 0.5)
+    frozen = start_child([sys.executable, "-c", RECONCILER])
+    try:
+        until(lambda: terms(database) == [1])
+        frozen.send_signal(signal.SIGSTOP)
+        other = Candidate(Reconciler(database, redis, ArtifactStore(settings.artifacts_dir)), database)
+        until(lambda: other.ticks > 3)
+        assert terms(database) == [1, 2]
+
+        frozen.send_signal(signal.SIGCONT)
+        before = other.ticks
+        until(lambda: other.ticks > before + 10)
+        assert frozen.poll() is None
+        assert terms(database) == [1, 2]
+        other.end()
+        until(lambda: terms(database) == [1, 2, 3])  # it leads again
+    finally:
+        frozen.send_signal(signal.SIGCONT)
+        stop_child(frozen, sig=signal.SIGTERM, grace_seconds=30)
+
+
+def terms(database: Database) -> list[int]:
+    with database.session_across_teams() as session:
+        return list(session.scalars(text("SELECT term FROM leader_terms ORDER BY term")))

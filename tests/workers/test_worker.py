@@ -7,26 +7,31 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from openai import APIStatusError
 from pydantic import SecretStr
 from redis import Redis
 from rq.serializers import JSONSerializer
 
 from service.settings import ServiceSettings
-from storage import queue
+from storage import queue, schema
 from storage.artifacts import ArtifactStore
-from storage.embedded import EmbeddedServer, start_valkey
+from storage.database import Database
+from storage.embedded import EmbeddedServer, start_postgres, start_valkey
+from storage.processes import start_child, stop_child
 from tests.installation import PAIRS, Installation, running_installation
 from tests.processes import await_end, descendants, pids_with, runs, until
 from tests.storage.rows import expire_lease
+from tests.workers import stub_trainings
 from tests.workers.following import long_job, messages_of, status_of, until_training
 from workers.reconciler import Reconciler
-from workers.worker import RUNNABLE, LikenessWorker
+from workers.worker import RUNNABLE, LikenessWorker, ListedTask
 
 GPU = "rq:queue:gpu"
 
@@ -115,8 +120,8 @@ def test_hostile_and_malformed_messages_are_dropped_and_the_worker_goes_on(
 
     with installation.worker("gpu") as pid:
         until(lambda: status_of(installation, job.id) == "succeeded")
+        until(lambda: redis.llen(GPU) == 0)  # the job's own message was the last
         assert not canary.exists()
-        assert redis.llen(GPU) == 0
         assert runs(pid)
         maps = Path(f"/proc/{pid}/maps").read_text()
         assert "libpython" in maps or "python" in maps
@@ -133,6 +138,13 @@ def test_a_queue_that_is_no_list_is_survived(installation: Installation, redis: 
         file_id = installation.upload(PAIRS, validated=False)
         until(lambda: installation.openai.files.retrieve(file_id).status == "processed")
         assert runs(pid)
+
+
+def is_pending(pid: int, number: signal.Signals) -> bool:
+    """Whether a signal was sent to a process that it has not received yet; two at once would be one."""
+    status = Path(f"/proc/{pid}/status").read_text() if runs(pid) else ""
+    pending = [line.split()[1] for line in status.splitlines() if line.startswith("ShdPnd")]
+    return any(int(mask, 16) >> (number - 1) & 1 for mask in pending)
 
 
 def test_sigterm_gives_the_running_job_back_and_ends_the_worker(installation: Installation) -> None:
@@ -173,6 +185,104 @@ def test_a_killed_worker_takes_its_training_along_and_another_finishes_the_job(
     assert any("fell silent" in message for message in messages_of(installation, job.id))
 
 
+def test_a_second_sigterm_ends_a_training_that_does_not_stop_at_once_and_gives_the_job_back(
+    installation: Installation, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIKENESS_STOP_SECONDS", "3600")
+    job = installation.create_job(installation.upload(PAIRS))
+    with stub_trainings.worker(stub_trainings.DEAF) as pid:
+        until(lambda: pids_with(job.id))
+        family = [pid, *descendants(pid)]
+        assert len(family) == 3
+        for _ in range(2):
+            os.kill(pid, signal.SIGTERM)
+            until(lambda: not is_pending(pid, signal.SIGTERM))
+        await_end(*family)
+
+    again = installation.openai.fine_tuning.jobs.retrieve(job.id)
+    assert (again.status, again.attempt) == ("queued", 2)
+    assert again.interruptions == {"crashes": 0, "out_of_memory": 0, "preemptions": 1}
+
+
+def test_a_task_that_is_killed_is_told_of_at_once_by_its_worker_which_goes_on(installation: Installation) -> None:
+    job = installation.create_job(installation.upload(PAIRS))
+    with stub_trainings.worker(stub_trainings.WAITS) as pid:
+        [training] = until(lambda: pids_with(job.id))
+        [watcher] = descendants(pid)[:1]
+        os.kill(watcher, signal.SIGKILL)
+        await_end(training)
+        [again] = until(lambda: [new for new in pids_with(job.id) if new != training])
+
+        assert runs(pid)
+        assert runs(again)
+        found = installation.openai.fine_tuning.jobs.retrieve(job.id)
+        assert (found.status, found.attempt, found.interruptions["crashes"]) == ("running", 2, 1)
+        assert any("The training's watcher was killed by SIGKILL" in said for said in messages_of(installation, job.id))
+
+
+def test_a_task_that_was_frozen_for_longer_than_its_lease_ends_when_it_thaws_and_harms_nobody(
+    installation: Installation, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIKENESS_LEASE_SECONDS", "5")
+    job = installation.create_job(installation.upload(PAIRS))
+    reconciler = Reconciler(installation.database, redis, ArtifactStore(installation.settings.artifacts_dir))
+    with stub_trainings.worker(stub_trainings.DEAF) as pid:
+        [training] = until(lambda: pids_with(job.id))
+        family = descendants(pid)
+        for each in family:
+            os.kill(each, signal.SIGSTOP)
+        with stub_trainings.worker(stub_trainings.DEAF):
+            until(lambda: reconciler.tick() or [new for new in pids_with(job.id) if new != training])
+            for each in family:
+                os.kill(each, signal.SIGCONT)
+            await_end(*family)
+
+            assert runs(pid)
+            found = installation.openai.fine_tuning.jobs.retrieve(job.id)
+            assert (found.status, found.attempt) == ("running", 2)
+            assert found.interruptions == {"crashes": 1, "out_of_memory": 0, "preemptions": 0}
+
+
+def test_each_start_of_a_worker_has_another_name(installation: Installation, redis: Redis) -> None:
+    def name_of_a_worker(*before: bytes) -> bytes:
+        with installation.worker("cpu"):
+            [name] = until(lambda: redis.smembers("rq:workers") - set(before))
+        return name
+
+    first = name_of_a_worker()
+    assert name_of_a_worker(first) != first
+
+
+def test_no_process_of_a_worker_tells_others_where_its_servers_are(installation: Installation) -> None:
+    job = installation.create_job(installation.upload(PAIRS))
+    with stub_trainings.worker(stub_trainings.WAITS) as pid:
+        until(lambda: pids_with(job.id))
+        family = [pid, *descendants(pid)]
+        assert len(family) == 3
+        told = b"".join(Path(f"/proc/{each}/cmdline").read_bytes() for each in family)
+
+    urls = (installation.settings.required_redis_url, installation.settings.required_database_url)
+    assert not any(url.partition("://")[2].encode() in told for url in urls)
+
+
+def test_how_long_a_task_takes_and_what_becomes_of_it_is_not_for_its_message_to_say(redis: Redis) -> None:
+    redis.hset("rq:job:x", mapping=message(queue.TRAIN, "ftjob-1", 1, timeout="180", result_ttl="500", failure_ttl="9"))
+
+    task = ListedTask.fetch("x", connection=redis, serializer=JSONSerializer)
+
+    assert (task.timeout, task.result_ttl, task.failure_ttl) == (-1, 0, 0)
+    assert not task.retries_left
+    assert not task.should_retry
+
+
+def test_a_worker_has_one_queue_and_takes_no_commands(installation: Installation, redis: Redis) -> None:
+    with installation.worker("cpu"):
+        [name] = until(lambda: redis.smembers("rq:workers"))
+
+        assert redis.hget(name, "queues") == b"cpu"
+        assert redis.pubsub_channels() == []
+
+
 def test_sigterm_ends_an_idle_worker(installation: Installation, redis: Redis) -> None:
     with installation.worker("cpu") as pid:
         until(lambda: redis.smembers("rq:workers"))
@@ -187,6 +297,70 @@ def test_a_worker_validates_files(installation: Installation) -> None:
     with installation.worker("cpu"):
         until(lambda: installation.openai.files.retrieve(good).status == "processed")
         until(lambda: installation.openai.files.retrieve(bad).status == "error")
+
+
+# --- PostgreSQL away ---
+
+_FAST = {"fsync": "off", "full_page_writes": "off"}
+
+
+@pytest.fixture
+def postgres_directory() -> Iterator[Path]:
+    """Not below pytest's own, as in tests/conftest.py."""
+    with tempfile.TemporaryDirectory(prefix="likeness-", ignore_cleanup_errors=True) as directory:
+        yield Path(directory)
+
+
+@pytest.fixture
+def own_postgres(
+    postgres_directory: Path, settings: ServiceSettings, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[EmbeddedServer]:
+    """A server of the test's own, migrated, which the processes that it starts are told of."""
+    server = start_postgres(postgres_directory, options=_FAST)
+    database = Database(server.url, pool_size=1)
+    schema.migrate(database)
+    database.dispose()
+    monkeypatch.setenv("DATABASE_URL", server.url)
+    yield server
+    server.stop()
+
+
+def test_a_postgresql_that_is_away_for_longer_than_a_lease_stops_the_training_and_nobody_needs_to_be_restarted(
+    settings: ServiceSettings, own_postgres: EmbeddedServer, postgres_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIKENESS_LEASE_SECONDS", "5")
+    settings = settings.model_copy(update={"database_url": SecretStr(own_postgres.url)})
+    with running_installation(settings) as installation, stub_trainings.worker(stub_trainings.LEAVES) as pid:
+        job = installation.create_job(installation.upload(PAIRS))
+        reconciler = start_child([sys.executable, "-m", "workers.reconciler"])
+        [first] = until(lambda: pids_with(job.id))
+        own_postgres.process.send_signal(signal.SIGQUIT)  # no checkpoint of its own, as after a crash
+        own_postgres.process.wait()
+        await_end(first)
+        back = start_postgres(postgres_directory, options=_FAST)
+        try:
+            [second] = until(lambda: pids_with(job.id))
+            found = until(lambda: job_while_healing(installation, job.id))
+            assert (found.status, found.attempt) == ("running", 2)
+            assert found.interruptions == {"crashes": 0, "out_of_memory": 0, "preemptions": 1}
+            assert runs(second)
+            assert runs(pid)
+            assert reconciler.poll() is None
+        finally:
+            stop_child(reconciler, sig=signal.SIGTERM, grace_seconds=30)
+            os.kill(pid, signal.SIGTERM)
+            await_end(pid)
+            back.stop()
+
+
+def job_while_healing(installation: Installation, job_id: str) -> Any:
+    """The job, or None while the API says that its database is away."""
+    try:
+        return installation.openai.fine_tuning.jobs.retrieve(job_id)
+    except APIStatusError as error:
+        if error.status_code != 503:
+            raise
+        return None
 
 
 # --- Valkey away ---

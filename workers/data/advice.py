@@ -71,7 +71,7 @@ def _overlap(overlap: Overlap | None) -> Iterator[ReportWarning]:
 
 
 def _same_inputs(profile: Profile) -> Iterator[ReportWarning]:
-    if profile.same_inputs.count:
+    if profile.same_inputs.count and profile.format != "scored_pairs":
         equal = "two views that are equal" if profile.format == "views" else "an anchor that equals its positive"
         yield ReportWarning(
             code="same_inputs",

@@ -10,6 +10,8 @@ Ids and texts wait in a temporary SQLite database, so that memory stays small wh
 
 from __future__ import annotations
 
+import errno
+import os
 import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -46,6 +48,14 @@ _INSERT = {
 _SELECT = {"corpus": "SELECT text FROM corpus WHERE id = ?", "queries": "SELECT text FROM queries WHERE id = ?"}
 
 
+#: What SQLite calls a disk that is full, or fails → what the system does.
+_DISK_TROUBLE = {
+    sqlite3.SQLITE_FULL: errno.ENOSPC,
+    sqlite3.SQLITE_IOERR: errno.EIO,
+    sqlite3.SQLITE_READONLY: errno.EROFS,
+}
+
+
 class Triple(NamedTuple):
     """Where the three files are."""
 
@@ -66,33 +76,49 @@ def validate(
     filename: str | None = None,
     on_row: Callable[[int, Row], None] | None = None,
     on_read: OnRead | None = None,
+    scratch: Path | None = None,
 ) -> FileReport:
     """Judge the three files together. Messages say which file a row is of, if it is not the relevance file.
 
     `filename` is that of the relevance file, as its sender gave it. `on_row` is given each good pair with the number of
-    its judgement.
+    its judgement. `scratch` is where the temporary database goes.
 
     Raises OSError, whatever `on_read` does, and nothing for any content.
     """
-    with _opened(Triple(corpus, queries, qrels), filename, on_read or _ignore) as source:
+    with _opened(Triple(corpus, queries, qrels), filename, on_read or _ignore, scratch) as source:
         return validation.judge(source, ReadOptions(format="pairs"), on_row)
 
 
-def rows(corpus: Path, queries: Path, qrels: Path, *, filename: str | None = None) -> Iterator[Row]:
+def rows(
+    corpus: Path, queries: Path, qrels: Path, *, filename: str | None = None, scratch: Path | None = None
+) -> Iterator[Row]:
     """The pairs, in the order of the relevance file. Raises DatasetError for what `validate` would refuse; OSError."""
-    with _opened(Triple(corpus, queries, qrels), filename, _ignore) as source:
+    with _opened(Triple(corpus, queries, qrels), filename, _ignore, scratch) as source:
         yield from validation.good_rows(source, ReadOptions(format="pairs"))
 
 
 @contextmanager
-def _opened(triple: Triple, filename: str | None, on_read: OnRead) -> Iterator[Source]:
+def _opened(triple: Triple, filename: str | None, on_read: OnRead, scratch: Path | None) -> Iterator[Source]:
     with (
-        tempfile.TemporaryDirectory() as folder,
+        tempfile.TemporaryDirectory(dir=scratch) as folder,
+        _telling_disk_trouble(folder),
         closing(sqlite3.connect(Path(folder) / "texts", isolation_level=None)) as database,
     ):
         database.executescript(_SCHEMA)
         database.execute("BEGIN")
         yield Source(_records(database, triple, filename, on_read))
+
+
+@contextmanager
+def _telling_disk_trouble(folder: str) -> Iterator[None]:
+    """SQLite has errors of its own for a disk that is full or fails; everybody else knows OSError."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        number = _DISK_TROUBLE.get(error.sqlite_errorcode & 0xFF)  # the rest says which call it was
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), folder) from error
 
 
 def _records(database: sqlite3.Connection, triple: Triple, filename: str | None, on_read: OnRead) -> Iterator[Record]:

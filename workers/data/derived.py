@@ -24,6 +24,8 @@ from workers.data.row import Row
 
 log = structlog.get_logger("likeness.derived")
 
+#: Which rows are made of a file: another number once the same bytes make others, as pairs with scores did.
+_READING = 2
 _UNFINISHED_SECONDS = 24 * 3600
 
 
@@ -34,6 +36,7 @@ def cache_key(source_sha256: str, *, options: Mapping[str, Any], tokenizer: str,
     """
     decisive = {
         "version": VERSION,
+        "reading": _READING,
         "source": source_sha256,
         "options": dict(options),
         "tokenizer": tokenizer,

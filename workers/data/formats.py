@@ -20,6 +20,7 @@ from workers.data.row import RowRefusedError
 #: format → what a row of it consists of
 ROLES: Mapping[DataFormat, tuple[str, ...]] = {
     "triplets": ("anchor", "positive", "negative"),
+    "scored_pairs": ("anchor", "positive", "score"),
     "pairs": ("anchor", "positive"),
     "labels": ("text", "label"),
     "views": ("views",),
@@ -33,10 +34,14 @@ _PAIR_NAMES = (
     ("query", "positive"),
     ("sentence1", "sentence2"),
     ("question", "answer"),
+    ("text_a", "text_b"),
 )
+#: What says how alike two texts are, whatever these are called: the higher, the more.
+SCORES = ("score", "similarity", "similarity_score", "is_duplicate")
 #: format → the names understood for its roles, ours first. Negatives have names of their own.
 NAMES: Mapping[DataFormat, tuple[tuple[str, ...], ...]] = {
     "triplets": _PAIR_NAMES,
+    "scored_pairs": tuple((*pair, score) for pair in _PAIR_NAMES for score in SCORES),
     "pairs": _PAIR_NAMES,
     "labels": (("text", "label"), ("sentence", "label")),
     "views": (("views",),),
@@ -48,15 +53,17 @@ NEGATIVES = ("negative", "neg", "negatives", "neg_doc")
 #: As tools write several negatives to a table: negative_1, negative_2, …
 _NUMBERED_NEGATIVE = re.compile(r"negative_([1-9][0-9]{0,2})")
 NUMBERED = "negative_1"
+#: A score says nothing where there is no pair.
 KNOWN: frozenset[str] = frozenset(
     [name for namings in NAMES.values() for naming in namings for name in naming] + [*NEGATIVES, NUMBERED]
-)
+) - frozenset(SCORES)
 
-#: Two texts under these names may as well be unlike: what stands beside them says so.
-_UNDECIDED = (("sentence1", "sentence2"), ("question", "answer"))
-_VERDICTS = frozenset({"score", "similarity", "similarity_score", "label", "is_duplicate"})
+#: Two texts under these names may as well be unlike: a label beside them may say so, or the contrary.
+_UNDECIDED = (("sentence1", "sentence2"), ("question", "answer"), ("text_a", "text_b"))
+_VERDICT = "label"
 _NAMED: Mapping[DataFormat, str] = {
     "triplets": "pairs with negatives",
+    "scored_pairs": "scored pairs",
     "pairs": "pairs",
     "labels": "labelled texts",
     "views": "views",
@@ -178,6 +185,8 @@ def unfit(record: Mapping[str, Any], fields: Fields, options: ReadOptions, *, br
                 remedy = "Use the same names in all rows."
             elif {other.format, fields.format} == {"pairs", "triplets"}:
                 remedy = "Give every row a negative, or none."
+            elif {other.format, fields.format} == {"pairs", "scored_pairs"}:
+                remedy = "Give every row a score, or none."
             message = f"has {quoted(other.all_names)}, but the rows before have {quoted(fields.all_names)}. {remedy}"
             return RowRefusedError("row_mixed_format", message)
     strange = [name for name in fields.foreign if name in record]
@@ -198,8 +207,8 @@ def shown(name: str) -> str:
 
 
 def _formats_with(columns: Mapping[str, str]) -> list[DataFormat]:
-    """The formats that have all these roles."""
-    return [name for name, roles in ROLES.items() if set(columns) <= set(roles)]
+    """The formats that have all these roles. Any may be trained on beside an evaluation file with scores."""
+    return [name for name, roles in ROLES.items() if set(columns) <= {*roles, "score"}]
 
 
 def _shown_roles(data_format: DataFormat | None) -> str:
@@ -215,9 +224,10 @@ def _complete(names: Collection[str], options: ReadOptions) -> Iterator[Fields]:
     told = options.format
     formats = [told] if told is not None else [name for name in _formats_with(options.columns) if name != "texts"]
     found = [fields for name in formats for fields in _complete_in(name, names, options)]
-    with_negatives = {fields.names for fields in found if fields.format == "triplets"}
-    found = [fields for fields in found if fields.format != "pairs" or fields.names not in with_negatives]
-    if not found and told is None and set(options.columns) <= {"text"}:
+    for more, less in (("triplets", "scored_pairs"), ("triplets", "pairs"), ("scored_pairs", "pairs")):
+        taken = {fields.names[:2] for fields in found if fields.format == more}
+        found = [fields for fields in found if fields.format != less or fields.names[:2] not in taken]
+    if not found and told is None and set(options.columns) <= {"text", "score"}:
         found = [fields for fields in _complete_in("texts", names, options) if _is_plain(fields.names, names)]
     yield from found
 
@@ -247,7 +257,10 @@ def _foreign_to(data_format: DataFormat, naming: tuple[str, ...], options: ReadO
         return frozenset()
     if data_format == "texts":
         return KNOWN - set(naming)
-    return frozenset({*NEGATIVES, NUMBERED}).difference(naming) if data_format == "pairs" else frozenset()
+    foreign = {*NEGATIVES, NUMBERED} if data_format in ("pairs", "scored_pairs") else set()
+    if data_format == "pairs":
+        foreign |= {options.columns["score"]} if "score" in options.columns else set(SCORES)
+    return frozenset(foreign).difference(naming)
 
 
 def _is_plain(naming: tuple[str, ...], names: Collection[str]) -> bool:
@@ -259,13 +272,13 @@ def _is_plain(naming: tuple[str, ...], names: Collection[str]) -> bool:
 def _refuse_judged_pairs(fields: Fields, names: Collection[str]) -> None:
     if fields.format != "pairs" or fields.names not in _UNDECIDED:
         return
-    verdicts = sorted(_VERDICTS.intersection(names))
-    if verdicts:
+    if _VERDICT in names:
         message = (
-            f"has {shown(verdicts[0])} beside {quoted(fields.names)}, so that not all pairs are alike. Keep the pairs "
-            "that are and leave the column out, or say data.format: pairs if all are."
+            f"has {shown(_VERDICT)} beside {quoted(fields.names)}, so that not all pairs are alike. Keep the pairs "
+            "that are and leave the column out, or say data.format: pairs if all are. To evaluate on them, name it "
+            "'score' if more of it means more alike."
         )
-        raise RowRefusedError("pairs_with_score", message, verdicts[0])
+        raise RowRefusedError("pairs_with_score", message, _VERDICT)
 
 
 def _ambiguous(complete: list[Fields]) -> RowRefusedError:
@@ -273,6 +286,11 @@ def _ambiguous(complete: list[Fields]) -> RowRefusedError:
     if one.format == other.format:
         remedy = "Say which are meant in data.columns, or leave one out."
         message = f"has both {quoted(one.all_names)} and {quoted(other.all_names)}. {remedy}"
+    elif "scored_pairs" in (one.format, other.format):
+        message = (
+            f"could be {_NAMED[one.format]} ({quoted(one.all_names)}) or {_NAMED[other.format]} "
+            f"({quoted(other.all_names)}). Leave out the fields that are not meant."
+        )
     else:
         message = (
             f"could be {_NAMED[one.format]} ({quoted(one.all_names)}) or {_NAMED[other.format]} "
@@ -283,7 +301,7 @@ def _ambiguous(complete: list[Fields]) -> RowRefusedError:
 
 def _incomplete(names: Collection[str], options: ReadOptions) -> RowRefusedError:
     """What to say of records that have the fields of no format."""
-    if options.columns or options.format is not None:
+    if set(options.columns) - {"score"} or options.format is not None:
         data_format = options.format or [name for name in _formats_with(options.columns) if options.namings[name]][-1]
         wanted = [*options.namings[data_format][0]]
         if data_format == "triplets":
@@ -330,7 +348,8 @@ def _without(wanted: Collection[str], names: Collection[str], *, briefly: bool =
     if typo is not None:
         remedy = f"Rename {shown(typo)}."
     else:
-        others = [name for name in list(names)[:_MOST_SHOWN_NAMES] if name not in KNOWN and name not in wanted]
+        ruled_out = {*KNOWN, *SCORES, *wanted}
+        others = [name for name in list(names)[:_MOST_SHOWN_NAMES] if name not in ruled_out]
         remedy = f"Add it, or rename {' or '.join(map(shown, others))} if that is it." if others else "Add it."
     return RowRefusedError("row_missing_field", f"has no {shown(missing)}. {remedy}", missing)
 
@@ -342,7 +361,8 @@ def _nearest_naming(names: Collection[str]) -> tuple[str, ...] | None:
         present = sum(name in names for name in naming)
         return present + sum(0.5 for name in naming if name not in names and _misspelt(name, names) is not None)
 
-    namings = list(dict.fromkeys(naming for namings in NAMES.values() for naming in namings if len(naming) > 1))
+    of_training = (namings for name, namings in NAMES.items() if name != "scored_pairs")
+    namings = list(dict.fromkeys(naming for namings in of_training for naming in namings if len(naming) > 1))
     best = max(namings, key=nearness)
     if nearness(best) > 0:
         return best

@@ -11,7 +11,7 @@ from pathlib import Path
 from api_schemas.reports import Report
 from encoders import registry
 from encoders.errors import EncoderError
-from storage.artifacts import sha256
+from storage.manifests import sha256
 from workers.data import beir
 from workers.data.formats import ReadOptions
 from workers.data.lengths import Measure

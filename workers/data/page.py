@@ -11,12 +11,13 @@ from rich.text import Text
 
 from api_schemas.amounts import number, percent
 from api_schemas.files import FileFormat
-from api_schemas.reports import LabelBalance, Overlap, Report, TokenLengths, TrainingPlan
+from api_schemas.reports import LabelBalance, Overlap, Report, Scores, TokenLengths, TrainingPlan
 
 _BAR = 40
 _SHOWN_FIRST = 3
 _NAMES: Mapping[FileFormat, str] = {
     "pairs": "pairs",
+    "scored_pairs": "scored pairs",
     "triplets": "pairs with hard negatives",
     "labels": "labelled texts",
     "views": "views",
@@ -113,6 +114,8 @@ def _content(report: Report) -> Table:
         table.add_row(f"{noun} with two labels", number(report.conflicts.count))
     if report.format in ("pairs", "triplets", "vector_pairs"):
         table.add_row("pairs whose anchor is its positive", number(report.same_inputs.count))
+    if report.scores is not None:
+        table.add_row("scores", _scores(report.scores))
     if report.collisions is not None:
         expected, size = report.collisions.expected, report.collisions.batch_size
         crowd = f"about {expected:.2g} in a batch of {size}; kept apart" if expected else "none"
@@ -127,6 +130,12 @@ def _content(report: Report) -> Table:
     elif report.token_lengths is None:
         table.add_row("tokens", Text(f"not counted. {_printable(report.token_lengths_missing or '')}"))
     return table
+
+
+def _scores(scores: Scores) -> str:
+    if scores.binary:
+        return f"two: {scores.smallest:g} and {scores.largest:g}"
+    return f"from {scores.smallest:g} to {scores.largest:g}, median {scores.median:g}"
 
 
 def _labels(balance: LabelBalance) -> Group:

@@ -89,7 +89,7 @@ class Table:
         for name in wanted:
             found = self._schema.field(name).type
             if not _is_readable(found):
-                message = f"The column {shown(name)} holds {found}. Write strings, integers or lists of numbers."
+                message = f"The column {shown(name)} holds {found}. Write strings, numbers or lists of them."
                 raise FileRefusedError("row_invalid_type", message, name)
         return [name for name in self.columns if name in wanted]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from api_schemas.batches import batches_an_epoch
 from api_schemas.defaults import resolve
 from api_schemas.files import DataFormat
-from api_schemas.inputs import ADAPTER
+from api_schemas.inputs import ADAPTER, with_scratch
 from api_schemas.jobs import ContrastiveHyperparameters, Method
 from api_schemas.reports import TrainingPlan
 from workers.data.profile import Profile
@@ -31,13 +31,14 @@ def batch_size_asked(batch_size: int | None) -> Method:
 
 
 def plan(profile: Profile, setting: Setting) -> TrainingPlan | None:
-    """What a job would do with the rows; None if there are none."""
-    if not profile.rows:
+    """What a job would do with the rows; None if there are none, or none that are trained on."""
+    if not profile.rows or profile.format == "scored_pairs":
         return None
     # No text encoder reads vectors: an adapter is what can be trained on them.
     if profile.vectors is not None:
         setting = replace(setting, model=ADAPTER, max_seq_length=None)
-    method = resolve(setting.method, None, rows=profile.rows, max_seq_length=setting.max_seq_length)
+    asked = with_scratch(setting.method, setting.model)
+    method = resolve(asked, None, rows=profile.rows, max_seq_length=setting.max_seq_length)
     chosen = method.contrastive.hyperparameters
     n_epochs, batch_size = int(chosen.n_epochs), int(chosen.batch_size)
     rows = min(batch_size, profile.rows)

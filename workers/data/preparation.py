@@ -11,6 +11,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +22,7 @@ import numpy.typing as npt
 
 from api_schemas.files import DataFormat
 from encoders.prompts import Prompts
-from storage.artifacts import sha256
+from storage.manifests import sha256
 from workers.data.contents import content_ids
 from workers.data.prepared import LABEL_NAMES, MANIFEST, VERSION, Prepared, PreparedError
 from workers.data.prompted import prompted
@@ -138,10 +139,10 @@ class _Column:
         self._rows += len(array)
 
     def close(self) -> None:
-        # The format leaves room in the header for 21 digits of the first axis.
-        self._file.seek(0)
-        self._write_header()
-        self._file.close()
+        with self._file:
+            # The format leaves room in the header for 21 digits of the first axis.
+            self._file.seek(0)
+            self._write_header()
 
     def _write_header(self) -> None:
         np.lib.format.write_array_header_1_0(
@@ -186,8 +187,9 @@ class _Writer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._pool.shutdown(cancel_futures=True)
-        for column in self._columns.values():
-            column.close()
+        with ExitStack() as stack:  # closes the rest where the disk refuses one
+            for column in self._columns.values():
+                stack.callback(column.close)
 
     def add(self, chunk: list[Row]) -> None:
         inputs = [each for row in chunk for each in row.inputs]
@@ -200,6 +202,7 @@ class _Writer:
         self._column("row_starts", np.int64).append(ends)
         self._column("contents", np.int64).append(content_ids(inputs))
         self._add_labels(chunk)
+        self._add_scores(chunk)
         self.rows += len(chunk)
         self.items += len(inputs)
 
@@ -212,6 +215,11 @@ class _Writer:
         if labels:
             numbers = self._label_numbers
             self._column("labels", np.int32).append([numbers.setdefault(label, len(numbers)) for label in labels])
+
+    def _add_scores(self, chunk: list[Row]) -> None:
+        scores = [row.score for row in chunk if row.score is not None]
+        if scores:
+            self._column("scores", np.float64).append(scores)
 
     def _tokenize_next(self, texts: list[str]) -> None:
         following = self._pool.submit(_tokenize, texts, self._tokenizer, self._limit)

@@ -7,6 +7,7 @@ occurs again), T tokens of all items, D width of a vector:
     contents.npy    (I,)     int64    equal where the inputs are equal, see `workers.data.contents`
     labels.npy      (R,)     int32    only for rows that have labels
     labels.json                       their names
+    scores.npy      (R,)     float64  only for scored pairs
     starts.npy      (I + 1,) int64    texts only: item i is ids[starts[i]:starts[i + 1]]
     ids.npy         (T,)     int32    texts only
     vectors.npy     (I, D)   float32  vectors only
@@ -28,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from api_schemas.files import DataFormat
-from storage.artifacts import sha256
+from storage.manifests import sha256
 
 #: What this module writes and reads. Another number is another form, and is made again.
 VERSION = 1
@@ -38,6 +39,7 @@ _ARRAYS: dict[str, tuple[type[np.generic], int]] = {
     "row_starts": (np.int64, 1),
     "contents": (np.int64, 1),
     "labels": (np.int32, 1),
+    "scores": (np.float64, 1),
     "starts": (np.int64, 1),
     "ids": (np.int32, 1),
     "vectors": (np.float32, 2),
@@ -52,11 +54,13 @@ class PreparedError(Exception):
 class Prepared:
     """A prepared dataset; see the top of the module. Arrays are read-only maps of files."""
 
+    folder: Path
     format: DataFormat
     row_starts: npt.NDArray[np.int64]
     contents: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int32] | None
     label_names: list[str]
+    scores: npt.NDArray[np.float64] | None
     starts: npt.NDArray[np.int64] | None
     ids: npt.NDArray[np.int32] | None
     vectors: npt.NDArray[np.float32] | None
@@ -79,6 +83,7 @@ class Prepared:
             arrays = {name: _map(folder, name) for name in _ARRAYS if f"{name}.npy" in manifest["files"]}
             names = json.loads((folder / LABEL_NAMES).read_text("utf-8"))
             prepared = cls(
+                folder=folder,
                 format=manifest["format"],
                 label_names=names,
                 distinct=manifest["distinct"],
@@ -166,6 +171,8 @@ def _check_shapes(prepared: Prepared) -> None:
     fits = [
         prepared.row_starts[0] == 0 and prepared.row_starts[-1] == items,
         prepared.labels is None or len(prepared.labels) == rows,
+        (prepared.scores is None) != (prepared.format == "scored_pairs"),
+        prepared.scores is None or len(prepared.scores) == rows,
         (prepared.vectors is None) != (prepared.ids is None),
         prepared.vectors is None or len(prepared.vectors) == items,
         prepared.starts is None or len(prepared.starts) == items + 1,

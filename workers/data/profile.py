@@ -27,6 +27,7 @@ from api_schemas.reports import (
     LabelBalance,
     Rows,
     SameAs,
+    Scores,
     ScriptShare,
     TokenLengths,
     Vectors,
@@ -69,6 +70,7 @@ class Profile:
     token_lengths: TokenLengths | None
     scripts: list[ScriptShare]
     vectors: Vectors | None
+    scores: Scores | None
     examples: list[tuple[str, ...]]  # texts of some rows drawn at random, cut to what an encoder might read
 
 
@@ -96,6 +98,7 @@ class Profiler:
         self._negative_is_alike = _FirstRows()
         self._sample = TextSample(measure)
         self._vectors = _VectorFacts()
+        self._scores = _ScoreFacts()
         self._examples: Reservoir[tuple[str, ...]] = Reservoir(_EXAMPLES, seed=1)
 
     def __enter__(self) -> Self:
@@ -139,6 +142,7 @@ class Profiler:
             token_lengths=self._sample.token_lengths(),
             scripts=self._sample.scripts(),
             vectors=self._vectors.vectors(),
+            scores=self._scores.scores(),
             examples=self._examples.kept,
         )
 
@@ -159,6 +163,12 @@ class Profiler:
             self._conflicts.add(ids, label_ids, numbers)
             # A row with a label has one input.
             ids = np.column_stack([ids, label_ids]).ravel()
+            lengths = lengths + 1
+        scores = np.array([row.score for _, row in rows if row.score is not None], dtype=np.float64)
+        if len(scores):
+            self._scores.add(scores)
+            # A pair with another score is another row. Bits in place of an id, of which there are as many.
+            ids = np.column_stack([ids.reshape(-1, 2), scores.view(np.int64)]).ravel()
             lengths = lengths + 1
         self._equal_rows.add(row_keys(ids, np.cumsum(lengths) - lengths, ordered=True), numbers)
         if isinstance(inputs[0], str):
@@ -299,6 +309,33 @@ class _VectorFacts:
             smallest_norm=float(self._smallest),
             median_norm=float(np.median(self._norms.kept)),
             largest_norm=float(self._largest),
+        )
+
+
+class _ScoreFacts:
+    """Between which numbers scores lie."""
+
+    def __init__(self) -> None:
+        self._ends = np.zeros(0)  # the smallest and the largest so far, once there are any
+        self._more_than_two = False
+        self._sample: Reservoir[float] = Reservoir(SAMPLE)
+
+    def add(self, scores: npt.NDArray[np.float64]) -> None:
+        """(n,)."""
+        different = np.unique(np.append(scores, self._ends))
+        self._ends = different[[0, -1]]
+        self._more_than_two |= len(different) > 2
+        self._sample.add(scores.tolist())
+
+    def scores(self) -> Scores | None:
+        if not self._sample.kept:
+            return None
+        smallest, largest = self._ends.tolist()
+        return Scores(
+            smallest=smallest,
+            median=float(np.median(self._sample.kept)),
+            largest=largest,
+            binary=smallest < largest and not self._more_than_two,
         )
 
 

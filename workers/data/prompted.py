@@ -8,7 +8,7 @@ from encoders.prompts import Prompts
 from workers.data.row import Row
 
 #: Formats in which the first text of a row asks and the others answer, or should not.
-_DIRECTED = ("pairs", "triplets")
+_DIRECTED = ("pairs", "scored_pairs", "triplets")
 
 
 def prompted(rows: Iterable[Row], prompts: Prompts) -> list[str]:

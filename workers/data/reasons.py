@@ -10,6 +10,7 @@ from api_schemas.reports import Overlap, Reason, TrainingPlan
 from workers.data.overlap import is_in_training
 from workers.data.profile import Profile
 from workers.data.relevance import NEEDS_TEXTS
+from workers.data.scores import FOR_EVALUATION
 from workers.data.validation import FileReport
 
 
@@ -25,6 +26,8 @@ def reasons(
         yield Reason(code=found.errors[0].code, message=found.summary or found.errors[0].message)
     elif found.format == "relevance":
         yield Reason(code="relevance_without_texts", message=NEEDS_TEXTS)
+    elif found.format == "scored_pairs":
+        yield Reason(code="pairs_with_score", message=FOR_EVALUATION)
     elif profile.format in ("pairs", "vector_pairs") and profile.same_inputs.count == profile.rows:
         message = "In every row the anchor equals its positive, so there is nothing to learn. Name other columns."
         yield Reason(code="no_positives", message=message)

@@ -6,17 +6,15 @@ holds no rows by itself; `workers.data.beir` makes pairs of the three.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
 from typing import Any, NamedTuple
 
 from workers.data.formats import quoted, shown
-from workers.data.json_lines import kind
 from workers.data.row import FileRefusedError, RowRefusedError
 from workers.data.rows import label_of
+from workers.data.scores import score_of
 from workers.data.sources import Source
 
 QUERY, DOCUMENT, SCORE = COLUMNS = ("query-id", "corpus-id", "score")
@@ -67,19 +65,8 @@ def judgement(record: Mapping[str, Any] | RowRefusedError) -> Judgement:
         if name not in record:
             raise RowRefusedError("row_missing_field", f"has no {shown(name)}. Add it.", name)
     ids = label_of(record[QUERY], QUERY), label_of(record[DOCUMENT], DOCUMENT)
-    return Judgement(*ids, relevant=_score(record[SCORE]) > 0)
+    return Judgement(*ids, relevant=score_of(record[SCORE], SCORE, written=True) > 0)
 
 
 def _are_named(names: Collection[str]) -> bool:
     return len(names) == len(COLUMNS) and set(names) == set(COLUMNS)
-
-
-def _score(value: object) -> float:
-    number = math.nan
-    if type(value) in (int, float, str):
-        with suppress(ValueError, OverflowError):
-            number = float(value)  # type: ignore[arg-type]
-    if not math.isfinite(number):
-        found = shown(value) if isinstance(value, str) else kind(value)
-        raise RowRefusedError("row_invalid_type", f"'score' must be a number, not {found}. Change it.", SCORE)
-    return number

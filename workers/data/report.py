@@ -50,6 +50,7 @@ def report(
         token_lengths_missing=token_lengths_missing if profile.token_lengths is None else None,
         scripts=profile.scripts,
         vectors=profile.vectors,
+        scores=profile.scores,
         overlap=overlap,
     )
 

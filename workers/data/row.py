@@ -14,6 +14,7 @@ class Row(NamedTuple):
 
     format         inputs
     pairs          anchor, positive
+    scored_pairs   text, another; `score` says how alike they are
     triplets       anchor, positive, hard negatives: one or more
     labels         text; `label` says what it is
     views          texts of one item: two or more
@@ -25,6 +26,7 @@ class Row(NamedTuple):
     format: DataFormat
     inputs: tuple[Input, ...]
     label: str | None = None  # integers as their digits
+    score: float | None = None  # the higher, the more alike
 
 
 class RefusedError(Exception):

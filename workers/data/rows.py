@@ -11,6 +11,7 @@ from api_schemas.files import DataFormat
 from workers.data.formats import NUMBERED, Fields, ReadOptions, numbered_negatives, recognise, shown, unfit
 from workers.data.json_lines import is_too_deep, kind
 from workers.data.row import Row, RowRefusedError
+from workers.data.scores import score_of
 
 #: The most positives, negatives or views of one row.
 MAX_TEXTS = 64
@@ -82,6 +83,11 @@ class RowMaker:
             return [Row("pairs", (text, text_of(record[positive], positive)))]
         return [Row("pairs", (text, other)) for other in self._texts(record[positive], positive)]
 
+    def _scored_pairs(self, record: Mapping[str, Any], fields: Fields) -> list[Row]:
+        *texts, score = fields.names
+        told = score_of(record[score], score, written=self._cells)
+        return [Row("scored_pairs", tuple(text_of(record[name], name) for name in texts), score=told)]
+
     def _triplets(self, record: Mapping[str, Any], fields: Fields) -> list[Row]:
         negatives = self._negatives(record, fields.negative or NUMBERED)
         return [Row("triplets", (*pair.inputs, *negatives)) for pair in self._pairs(record, fields)]
@@ -142,6 +148,7 @@ class RowMaker:
 
 _MAKERS: Mapping[DataFormat, Callable[[RowMaker, Mapping[str, Any], Fields], list[Row]]] = {
     "pairs": RowMaker._pairs,
+    "scored_pairs": RowMaker._scored_pairs,
     "triplets": RowMaker._triplets,
     "labels": RowMaker._labels,
     "views": RowMaker._views,

@@ -17,6 +17,7 @@ from workers.data.formats import EXPECTED, KNOWN, ReadOptions, quoted
 from workers.data.recurrence import Recurrence
 from workers.data.row import FileRefusedError, Input, RefusedError, Row, RowRefusedError
 from workers.data.rows import RowMaker
+from workers.data.scores import FOR_EVALUATION, ScoreFacts
 from workers.data.sources import Source
 
 #: The most refused rows listed over all kinds, of each of which MAX_LISTED_ERRORS are. Only a file that has its
@@ -51,7 +52,7 @@ class FileReport:
 
     @property
     def usable(self) -> bool:
-        """Whether one can train on the file. One refused row is enough to make it unusable."""
+        """Whether the file can be used, if only to evaluate on. One refused row is enough to make it unusable."""
         return self.error_count == 0
 
 
@@ -178,7 +179,7 @@ class _Findings:
     error_count: int = 0
     errors: list[RowError] = field(default_factory=list)
     counts: dict[Kind, int] = field(default_factory=dict)
-    whole: _ContrastFacts | _LabelFacts | None = None
+    whole: _ContrastFacts | _LabelFacts | ScoreFacts | None = None
 
     def read(self, source: Source, options: ReadOptions, on_row: Callable[[int, Row], None] | None) -> None:
         """Take all records. Raises FileRefusedError where they end too early."""
@@ -196,13 +197,18 @@ class _Findings:
             self.rows += len(found)
             if self.whole is None:
                 self.format = maker.format
-                self.whole = _LabelFacts(self.labels) if found[0].label is not None else _ContrastFacts()
+                self.whole = self._facts_on(found[0])
             if not self.whole.settled:
                 for row in found:
                     self.whole.add(row)
             if on_row is not None:
                 for row in found:
                     on_row(number, row)
+
+    def _facts_on(self, row: Row) -> _ContrastFacts | _LabelFacts | ScoreFacts:
+        if row.score is not None:
+            return ScoreFacts()
+        return _LabelFacts(self.labels) if row.label is not None else _ContrastFacts()
 
     def read_judgements(self, source: Source) -> None:
         """Take all records of a relevance file. Raises FileRefusedError where they end too early."""
@@ -232,7 +238,7 @@ class _Findings:
 
     def _summary(self) -> str | None:
         if not self.errors:
-            return relevance.NEEDS_TEXTS if self.format == "relevance" else None
+            return {"relevance": relevance.NEEDS_TEXTS, "scored_pairs": FOR_EVALUATION}.get(self.format or "")
         about_all = next((error.message for error in self.errors if error.row is None), None)
         if about_all is not None:
             return about_all

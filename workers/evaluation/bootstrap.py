@@ -48,6 +48,15 @@ def of_statistic(statistic: Callable[[Indices], float], n: int, *, seed: int) ->
     return _percentiles(np.array([statistic(rng.integers(n, size=n)) for _ in range(RESAMPLES)]))
 
 
+def of_weighted(statistic: Callable[[Indices], float], groups: Indices, *, seed: int) -> Interval:
+    """As `of_statistic`, but whole groups (n,) are drawn: of statistic(times), how often each example is, (n,)."""
+    _, numbers = np.unique(groups, return_inverse=True)
+    count = int(numbers.max()) + 1
+    rng = np.random.default_rng([seed, 2])
+    draws = (np.bincount(rng.integers(count, size=count), minlength=count) for _ in range(RESAMPLES))
+    return _percentiles(np.array([statistic(times[numbers]) for times in draws]))
+
+
 def _percentiles(drawn: Floats) -> Interval:
     low, high = np.percentile(drawn, [2.5, 97.5])
     return Interval(float(low), float(high))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from api_schemas.evaluation import TITLES, Evaluation, MetricComparison, Search
+from encoders.registry import SCRATCH
 from workers.evaluation.pictures import draw_cosines, draw_search, draw_training
 
 _CONCLUSIONS = {"better": "better", "worse": "worse", "no_clear_difference": "no clear difference"}
@@ -54,6 +55,11 @@ class Run:
     losses: Sequence[tuple[int, float]]  # (step, loss)
     evaluation: Evaluation | None
 
+    @property
+    def is_from_scratch(self) -> bool:
+        """Whether nothing is in it but what its jobs' files taught."""
+        return self.base_model == SCRATCH
+
 
 def write(run: Run, folder: Path) -> None:
     """Replace the folder's README.md, and draw its pictures. Raises OSError."""
@@ -77,11 +83,11 @@ def _front_matter(run: Run) -> str:
     license_line = f"license: {run.license}\n" if run.license else ""
     if run.max_seq_length is None:
         return f"---\n{license_line}tags:\n- feature-extraction\n- vector-adapter\n---\n"
+    base_line = "" if run.is_from_scratch else f"base_model: {json.dumps(run.base_model)}\n"
     return f"""---
 library_name: sentence-transformers
 pipeline_tag: sentence-similarity
-base_model: {json.dumps(run.base_model)}
-{license_line}tags:
+{base_line}{license_line}tags:
 - sentence-transformers
 - feature-extraction
 - sentence-similarity
@@ -98,7 +104,8 @@ It takes vectors of {run.dimension} numbers, made by the encoder that made those
 {run.dimension} numbers of length 1. Two are as alike as their dot product says. The encoder itself is not in here.
 {further.lstrip()}
 """
-    return f"""# A text encoder tuned from {run.base_model}
+    origin = "trained from scratch" if run.is_from_scratch else f"tuned from {run.base_model}"
+    return f"""# A text encoder {origin}
 
 It maps a text of up to {run.max_seq_length} tokens to {run.dimension} numbers of length 1. Two texts are as alike as
 the dot product of theirs says.{further}
@@ -126,24 +133,41 @@ def _figures(run: Run) -> str:
         return "## Evaluation\n\nNone: the job had no rows to evaluate on, or none that say what is alike.\n"
     split = found.split
     origin = "the job's validation file" if split.source == "validation_file" else "held out of the training file"
-    distractors = f", {split.distractors} of them from the training file" if split.distractors else ""
     rows = "\n".join(map(_row, found.metrics))
     noun = "texts" if run.max_seq_length is not None else "vectors"
     return f"""## Evaluation
 
-{found.summary}.
+{found.summary}.{_untrained_base(run)}
 
 | Metric | Base | Tuned | Difference | 95 % interval | |
 |---|---|---|---|---|---|
 {rows}
 
-Rows: {split.rows}, {origin}. {split.queries} {noun} looked for their answers among {split.documents}{distractors}.
+Rows: {split.rows}, {origin}. {_asked(found, noun)}
 Split: `{split.id}`. Intervals: paired bootstrap, {found.resamples} resamples of {split.groups} groups of rows that
 share texts, seed {found.seed}. They tell how far the choice of these rows moves the difference, and nothing of other
 data.
 
-![Cosines of {noun} that are alike and of others, before and after training](cosines.svg)
+![Cosines of {_told_apart(found, noun)}, before and after training](cosines.svg)
 """
+
+
+def _asked(found: Evaluation, noun: str) -> str:
+    split = found.split
+    if found.task == "scored_pairs":
+        return f"The cosines of {split.queries} pairs were compared with their scores."
+    distractors = f", {split.distractors} of them from the training file" if split.distractors else ""
+    return f"{split.queries} {noun} looked for their answers among {split.documents}{distractors}."
+
+
+def _told_apart(found: Evaluation, noun: str) -> str:
+    if found.task == "scored_pairs":
+        return "pairs with high and with low scores"
+    return f"{noun} that are alike and of others"
+
+
+def _untrained_base(run: Run) -> str:
+    return " The base is the same encoder before training, with random weights." if run.started_from == SCRATCH else ""
 
 
 def _search(search: Search) -> str:
@@ -192,24 +216,43 @@ Job `{run.job_id}`: {run.steps} steps, {run.trained_tokens} tokens, seed {run.se
 
 
 def _limits(run: Run) -> str:
-    if run.max_seq_length is None:
-        noun, base = "vectors", "encoder that made the vectors"
-        rights = (
-            f"The {base} has a licence of its own. Whoever publishes this adapter has to mind it, and the rights to"
-        )
-    else:
-        noun, base = "texts", "base encoder"
-        known = f"`{run.license}`" if run.license else "not known to the service that trained it; ask its operator"
-        rights = f"The {base}'s licence is {known}. Whoever publishes this model has to mind it, and the rights to"
+    noun = "vectors" if run.max_seq_length is None else "texts"
     return f"""## Intended use and limits
 
 Search, clustering and comparison of {noun} like those it was trained on, by cosine similarity. A cosine is no
-probability: choose thresholds on data of your own. It is measured on one split of one data set; on {noun} of other
-kinds and in other languages it may be worse than the {base}. It takes over what is biased in the {base}
-and in the training data. Vectors of different models must not be compared.
+probability: choose thresholds on data of your own. It is measured on one split of one data set; {_elsewhere(run)}
+Vectors of different models must not be compared.
 
 ## Licence
 
-{rights}
+{_rights(run)}
 the training data.
 """
+
+
+def _elsewhere(run: Run) -> str:
+    """What to expect of inputs that are unlike the training data."""
+    if run.is_from_scratch:
+        return """of
+texts of other kinds it knows next to nothing, and of other languages nothing: all it has learned is in the training
+data, with what is biased in them."""
+    noun, base = _noun_and_base(run)
+    return f"""on {noun} of other
+kinds and in other languages it may be worse than the {base}. It takes over what is biased in the {base}
+and in the training data."""
+
+
+def _rights(run: Run) -> str:
+    _, base = _noun_and_base(run)
+    if run.is_from_scratch:
+        return (
+            "No other model is in it, so no other model's licence holds. Whoever publishes it has to mind the rights to"
+        )
+    if run.max_seq_length is None:
+        return f"The {base} has a licence of its own. Whoever publishes this adapter has to mind it, and the rights to"
+    known = f"`{run.license}`" if run.license else "not known to the service that trained it; ask its operator"
+    return f"The {base}'s licence is {known}. Whoever publishes this model has to mind it, and the rights to"
+
+
+def _noun_and_base(run: Run) -> tuple[str, str]:
+    return ("vectors", "encoder that made the vectors") if run.max_seq_length is None else ("texts", "base encoder")

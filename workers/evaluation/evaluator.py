@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from api_schemas.evaluation import TITLES, CosineHistogram, MetricComparison, MetricName
+from api_schemas.evaluation import (
+    TITLES,
+    ChangedExample,
+    CosineHistogram,
+    EvaluationSplit,
+    MetricComparison,
+    MetricName,
+    Task,
+)
 from encoders.loading import AnyEncoder
-from workers.evaluation import bootstrap, labels, retrieval, separation
+from workers.data.row import Row
+from workers.evaluation import bootstrap, examples, labels, retrieval, separation
 from workers.evaluation.bootstrap import Interval
 from workers.evaluation.embedding import embed
 from workers.evaluation.metrics import LABELS, RETRIEVAL
@@ -62,7 +71,8 @@ class Evaluator:
         self.split = split
         self.seed = seed
         self.questions = questions_of(split.evaluation, split.training[0], seed=seed)
-        self.task: Literal["retrieval", "labels"] = "retrieval" if self.questions.labels is None else "labels"
+        self.task: Task = "retrieval" if self.questions.labels is None else "labels"
+        self.metrics = RETRIEVAL if self.questions.labels is None else LABELS
         self._pairs = separation.drawn_pairs(self.questions, seed=seed)
         if not len(self._pairs.wrong):
             raise NoQuestionsError("every text of the split is the answer to every question")
@@ -85,6 +95,10 @@ class Evaluator:
             wrong=wrong,
         )
 
+    def measured_of(self, state: dict[str, Any]) -> Measured:
+        """What `Measured.state_dict` gave."""
+        return Measured.of_state_dict(state)
+
     def score(self, measured: Measured, metric: MetricName) -> float:
         """One number. Raises KeyError for a metric that isn't of this task."""
         if metric == "auc":
@@ -95,8 +109,46 @@ class Evaluator:
 
     def compare(self, base: Measured, tuned: Measured) -> list[MetricComparison]:
         """Each metric of both, with the interval of the difference; the main one first."""
-        names = LABELS if self.task == "labels" else RETRIEVAL
-        return [self._compared(name, base, tuned) for name in names]
+        return [
+            compared(name, self.score(base, name), self.score(tuned, name), self._interval(name, base, tuned))
+            for name in self.metrics
+        ]
+
+    def histogram(self, base: Measured, tuned: Measured) -> CosineHistogram:
+        """Cosines of right and of wrong pairs under both encoders."""
+        return histogram((base.right, tuned.right), (base.wrong, tuned.wrong))
+
+    def most_changed(self, base: Measured, tuned: Measured, count: int) -> tuple[Sequence[int], Sequence[int]]:
+        """The queries that gained and those that lost most, by 1 / place; at most `count` of each."""
+        return examples.most_changed(1 / tuned.places - 1 / base.places, count)
+
+    def row_of(self, query: int) -> int:
+        return int(self.questions.rows[query])
+
+    def example(self, query: int, row: Row, base: Measured, tuned: Measured) -> ChangedExample:
+        """How a query's answer moved; it stands in this row."""
+        number = self.row_of(query)
+        labelled = self.task == "labels"
+        return ChangedExample(
+            query=examples.told(row.inputs[0], number),
+            answer=examples.shortened(row.label or "") if labelled else examples.told(row.inputs[1], number),
+            place_before=int(base.places[query]),
+            place_after=int(tuned.places[query]),
+        )
+
+    def told_split(self, file_id: str) -> EvaluationSplit:
+        """What was asked about; `file_id` is of the file that the split is of."""
+        asked = self.questions
+        return EvaluationSplit(
+            id=self.split.id,
+            source=self.split.source,
+            file=file_id,
+            rows=self.split.evaluation.row_count,
+            queries=len(asked.queries),
+            documents=len(asked.documents) + len(asked.distractors),
+            distractors=len(asked.distractors),
+            groups=len(set(asked.groups.tolist())),
+        )
 
     def interval(self, measured: Measured, metric: MetricName) -> Interval:
         """The 95 % interval of one encoder's metric."""
@@ -107,19 +159,6 @@ class Evaluator:
             clusters=None if measured.clusters is None else np.zeros_like(measured.clusters),  # of which the NMI is 0
         )
         return self._interval(metric, nothing, measured)
-
-    def _compared(self, name: MetricName, base: Measured, tuned: Measured) -> MetricComparison:
-        before, after = self.score(base, name), self.score(tuned, name)
-        low, high = self._interval(name, base, tuned)
-        return MetricComparison(
-            name=name,
-            base=before,
-            tuned=after,
-            difference=after - before,
-            low=low,
-            high=high,
-            conclusion="better" if low > 0 else "worse" if high < 0 else "no_clear_difference",
-        )
 
     def _interval(self, name: MetricName, base: Measured, tuned: Measured) -> Interval:
         groups = self.questions.groups
@@ -167,6 +206,19 @@ class Evaluator:
         return np.concatenate([documents, others])
 
 
+def compared(name: MetricName, before: float, after: float, interval: Interval) -> MetricComparison:
+    """A metric of the base and of the tuned encoder, with the interval of the difference."""
+    return MetricComparison(
+        name=name,
+        base=before,
+        tuned=after,
+        difference=after - before,
+        low=interval.low,
+        high=interval.high,
+        conclusion="better" if interval.low > 0 else "worse" if interval.high < 0 else "no_clear_difference",
+    )
+
+
 def in_words(metric: MetricComparison) -> str:
     """A metric's comparison as a sentence, without its full stop."""
     conclusions = {
@@ -181,24 +233,15 @@ def in_words(metric: MetricComparison) -> str:
     )
 
 
-def histogram(base: Measured, tuned: Measured) -> CosineHistogram:
-    """Cosines of right and of wrong pairs under both encoders."""
+def histogram(right: tuple[Floats, Floats], wrong: tuple[Floats, Floats]) -> CosineHistogram:
+    """Cosines of right and of wrong pairs, before and after."""
     return CosineHistogram(
         edges=[round(float(edge), 3) for edge in _EDGES],
-        right_before=_counts(base.right),
-        right_after=_counts(tuned.right),
-        wrong_before=_counts(base.wrong),
-        wrong_after=_counts(tuned.wrong),
+        right_before=_counts(right[0]),
+        right_after=_counts(right[1]),
+        wrong_before=_counts(wrong[0]),
+        wrong_after=_counts(wrong[1]),
     )
-
-
-def most_changed(base: Measured, tuned: Measured, count: int) -> tuple[Sequence[int], Sequence[int]]:
-    """The queries that gained and those that lost most, by 1 / place; at most `count` of each."""
-    gains = 1 / tuned.places - 1 / base.places
-    order = np.argsort(-gains, kind="stable")
-    gained = [int(query) for query in order[:count] if gains[query] > 0]
-    lost = [int(query) for query in order[::-1][:count] if gains[query] < 0]
-    return gained, lost
 
 
 def _tensor(values: npt.NDArray[Any] | None) -> Tensor | None:

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from api_schemas.evaluation import ChangedExample, Evaluation, EvaluationSplit, MetricAtStep, MetricName
+from api_schemas.evaluation import (
+    ChangedExample,
+    CosineHistogram,
+    Evaluation,
+    EvaluationSplit,
+    MetricAtStep,
+    MetricComparison,
+    MetricName,
+    Task,
+)
 from api_schemas.jobs import Contrastive
 from encoders.loading import AnyEncoder
 from workers.data.row import Row
 from workers.evaluation.bootstrap import RESAMPLES
 from workers.evaluation.early_stopping import EarlyStopping
-from workers.evaluation.evaluator import Evaluator, Measured, histogram, in_words, most_changed
+from workers.evaluation.evaluator import Evaluator, in_words
 from workers.evaluation.questions import NoQuestionsError
+from workers.evaluation.scored_pairs import ScoredEvaluator
 from workers.evaluation.split import Split
 from workers.training.recorder import Recorder
 from workers.training.trainer import StepReport, Trainer, TrainingInterrupted, explaining_lack_of_memory
 
 #: Examples told of each kind.
 _EXAMPLES = 5
-_LONGEST_TEXT = 200
 
 #: Rows of the split's file by number.
 ReadRows = Callable[[Collection[int]], Mapping[int, Row]]
@@ -34,6 +43,33 @@ class Subject:
     job_id: str
     file_id: str
     read_rows: ReadRows
+
+
+class SplitEvaluator(Protocol):
+    """Compares encoders on one split, of whichever task. What it measures only it can read."""
+
+    split: Split
+    seed: int
+    task: Task
+    metrics: tuple[MetricName, ...]  # the main one first
+
+    def measure(self, encoder: AnyEncoder) -> Any: ...
+
+    def measured_of(self, state: dict[str, Any]) -> Any: ...
+
+    def score(self, measured: Any, metric: MetricName) -> float: ...
+
+    def compare(self, base: Any, tuned: Any) -> list[MetricComparison]: ...
+
+    def histogram(self, base: Any, tuned: Any) -> CosineHistogram: ...
+
+    def most_changed(self, base: Any, tuned: Any, count: int) -> tuple[Sequence[int], Sequence[int]]: ...
+
+    def row_of(self, example: int, /) -> int: ...
+
+    def example(self, example: int, row: Row, base: Any, tuned: Any, /) -> ChangedExample: ...
+
+    def told_split(self, file_id: str) -> EvaluationSplit: ...
 
 
 class JobEvaluation:
@@ -57,7 +93,7 @@ class JobEvaluation:
         self._should_stop = should_stop
         self._evaluator = self._evaluator_of(split)
         self._metric: MetricName = self._main_metric(method)
-        self._base: Measured | None = None
+        self._base: Any = None  # what the evaluator measured of the base encoder
         self._kept_step = 0
         #: None where nothing is evaluated while training.
         self.early_stopping = self._early_stopping_of(method)
@@ -110,8 +146,8 @@ class JobEvaluation:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state["base"] is not None:
-            self._base = Measured.of_state_dict(state["base"])
+        if state["base"] is not None and self._evaluator is not None:
+            self._base = self._evaluator.measured_of(state["base"])
         if self.early_stopping is not None:
             self.early_stopping.load_state_dict(state["early_stopping"])
 
@@ -123,20 +159,24 @@ class JobEvaluation:
         tuned = self._measured(evaluator)
         metrics = evaluator.compare(base, tuned)
         metrics.sort(key=lambda each: each.name != self._metric)
-        gained, lost = most_changed(base, tuned, _EXAMPLES)
-        examples = self._examples([*gained, *lost], base, tuned, subject)
+        gained, lost = evaluator.most_changed(base, tuned, _EXAMPLES)
+        rows = subject.read_rows({evaluator.row_of(each) for each in (*gained, *lost)})
+
+        def told(example: int) -> ChangedExample:
+            return evaluator.example(example, rows[evaluator.row_of(example)], base, tuned)
+
         return Evaluation(
             job=subject.job_id,
             task=evaluator.task,
             metric=self._metric,
             summary=in_words(metrics[0]),
-            split=self._split_of(evaluator, subject),
+            split=evaluator.told_split(subject.file_id),
             metrics=metrics,
             resamples=RESAMPLES,
             seed=evaluator.seed,
-            gained=examples[: len(gained)],
-            lost=examples[len(gained) :],
-            cosines=histogram(base, tuned),
+            gained=[*map(told, gained)],
+            lost=[*map(told, lost)],
+            cosines=evaluator.histogram(base, tuned),
             history=self._history(base, tuned),
             kept_step=self._kept_step,
             stopped_early=self.stopped,
@@ -146,7 +186,7 @@ class JobEvaluation:
     def _encoder(self) -> AnyEncoder:
         return self._trainer.encoder
 
-    def _measured(self, evaluator: Evaluator) -> Measured:
+    def _measured(self, evaluator: SplitEvaluator) -> Any:
         with explaining_lack_of_memory(self._trainer.config, "The evaluation"):
             return evaluator.measure(self._encoder)
 
@@ -154,11 +194,13 @@ class JobEvaluation:
         if self._should_stop():
             raise TrainingInterrupted(self._trainer.step, self._trainer.total_steps)
 
-    def _evaluator_of(self, split: Split | None) -> Evaluator | None:
+    def _evaluator_of(self, split: Split | None) -> SplitEvaluator | None:
         if split is None:
             return None
+        kind: type[Evaluator] | type[ScoredEvaluator]
+        kind = Evaluator if split.evaluation.scores is None else ScoredEvaluator
         try:
-            return Evaluator(split, seed=self._trainer.config.seed, before_batch=self._stop_if_asked)
+            return kind(split, seed=self._trainer.config.seed, before_batch=self._stop_if_asked)
         except NoQuestionsError as reason:
             self._recorder.say(f"The job is not evaluated: {reason}")
             return None
@@ -167,7 +209,7 @@ class JobEvaluation:
         metric = method.evaluation.metric
         if metric != "auto":
             return metric
-        return "map@r" if self._evaluator is not None and self._evaluator.task == "labels" else "mrr"
+        return "mrr" if self._evaluator is None else self._evaluator.metrics[0]
 
     def _early_stopping_of(self, method: Contrastive) -> EarlyStopping | None:
         every, evaluator = method.evaluation.every_steps, self._evaluator
@@ -184,7 +226,7 @@ class JobEvaluation:
             say=self._recorder.say,
         )
 
-    def _history(self, base: Measured, tuned: Measured) -> list[MetricAtStep]:
+    def _history(self, base: Any, tuned: Any) -> list[MetricAtStep]:
         if self.early_stopping is not None:
             taken = self.early_stopping.history
         else:
@@ -192,40 +234,3 @@ class JobEvaluation:
             values = [self._evaluator.score(each, self._metric) for each in (base, tuned)]
             taken = [(0, values[0]), (self._kept_step, values[1])]
         return [MetricAtStep(step=step, value=value) for step, value in taken]
-
-    def _split_of(self, evaluator: Evaluator, subject: Subject) -> EvaluationSplit:
-        asked = evaluator.questions
-        return EvaluationSplit(
-            id=evaluator.split.id,
-            source=evaluator.split.source,
-            file=subject.file_id,
-            rows=evaluator.split.evaluation.row_count,
-            queries=len(asked.queries),
-            documents=len(asked.documents) + len(asked.distractors),
-            distractors=len(asked.distractors),
-            groups=len(set(asked.groups.tolist())),
-        )
-
-    def _examples(self, queries: list[int], base: Measured, tuned: Measured, subject: Subject) -> list[ChangedExample]:
-        assert self._evaluator is not None  # noqa: S101 (there is a result)
-        numbers = [int(self._evaluator.questions.rows[query]) for query in queries]
-        rows = subject.read_rows(set(numbers))
-        labelled = self._evaluator.task == "labels"
-        return [
-            ChangedExample(
-                query=_told(rows[number].inputs[0], number),
-                answer=_shortened(rows[number].label or "") if labelled else _told(rows[number].inputs[1], number),
-                place_before=int(base.places[query]),
-                place_after=int(tuned.places[query]),
-            )
-            for query, number in zip(queries, numbers, strict=True)
-        ]
-
-
-def _told(given: Any, number: int) -> str:
-    """A text; of a vector, which nobody can read, where it stands."""
-    return _shortened(given) if isinstance(given, str) else f"row {number + 1}"
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 1] + "…"

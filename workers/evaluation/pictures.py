@@ -54,6 +54,9 @@ def draw_training(path: Path, losses: Sequence[tuple[int, float]], evaluation: E
 
 def draw_cosines(path: Path, cosines: CosineHistogram) -> None:
     """Shares of right and of wrong pairs by their cosine, before training and under it after."""
+    right_name, wrong_name = "alike", "not alike"
+    if cosines.divided_at is not None:
+        right_name, wrong_name = f"score above {cosines.divided_at:.3g}", f"score up to {cosines.divided_at:.3g}"
     _write(
         path,
         [
@@ -61,8 +64,8 @@ def draw_cosines(path: Path, cosines: CosineHistogram) -> None:
                 f"Cosines {when} training",
                 "cosine",
                 [
-                    Line("alike", _ALIKE, _outline(cosines.edges, right)),
-                    Line("not alike", _NOT_ALIKE, _outline(cosines.edges, wrong), dashed=True),
+                    Line(right_name, _ALIKE, _outline(cosines.edges, right)),
+                    Line(wrong_name, _NOT_ALIKE, _outline(cosines.edges, wrong), dashed=True),
                 ],
             )
             for when, right, wrong in (

@@ -31,7 +31,7 @@ def split_for(
     `asked` is the method as it was sent. Raises NotEvaluableError.
     """
     source = training[0] if validation is None else validation
-    possible = metrics_of(source.format, labelled=source.labels is not None)
+    possible = metrics_of(source)
     share = method.contrastive.data.eval_split
     wanted = asked.contrastive.data.eval_split != "auto"
     if validation is not None or not (possible or wanted):

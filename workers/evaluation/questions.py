@@ -59,7 +59,7 @@ def questions_of(split: Prepared, training: Prepared, *, seed: int) -> Questions
         rows = np.sort(rng.choice(rows, most, replace=False))
     if split.labels is not None:
         return _of_labels(split, rows)
-    if split.format in ("texts", "vectors"):
+    if split.format in ("texts", "vectors", "scored_pairs"):
         raise NoQuestionsError(f"rows of {split.format} do not say which of them are alike")
     return _of_rows(split, training, rows, rng)
 

@@ -67,10 +67,11 @@ def carved(training: Sequence[Prepared], share: float, seed: int) -> Split | Non
 
 def split_id(data: Prepared) -> str:
     """The same for the same rows, in whatever order and file they stand."""
-    labels = data.labels
+    labels, scores = data.labels, data.scores
     rows = sorted(
         data.contents[data.row_starts[row] : data.row_starts[row + 1]].astype("<i8").tobytes()
         + (data.label_names[labels[row]].encode() if labels is not None else b"")
+        + (scores[row].astype("<f8").tobytes() if scores is not None else b"")
         for row in data.rows
     )
     digest = hashlib.sha256(data.format.encode())

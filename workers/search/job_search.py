@@ -10,6 +10,7 @@ A trial that is interrupted begins again: within a trial there are no checkpoint
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -33,6 +34,7 @@ from workers.training import state_files
 from workers.training.config import TrainingConfig
 from workers.training.lack_of_memory import OutOfMemoryInTraining
 from workers.training.precision import Precision
+from workers.training.ranks import Ranks
 from workers.training.recorder import Recorder
 from workers.training.state_files import StateFileError
 from workers.training.trainer import (
@@ -105,6 +107,7 @@ class JobSearch:
         stored: SearchTrials,
         should_stop: Callable[[], bool],
         on_step: Callable[[StepReport], None] = lambda _report: None,
+        ranks: Ranks | None = None,
     ) -> None:
         """split: the job's; of it only what is trained on is looked at. Raises ValueError if none can be set aside."""
         selection = selection_of(split, seed)
@@ -118,9 +121,10 @@ class JobSearch:
         self._stored = stored
         self._should_stop = should_stop
         self._on_step = on_step
+        self._ranks = ranks
         self._space = Space.of(method, rows=sum(data.row_count for data in selection.training))
         self._evaluator = Evaluator(selection, seed=seed, before_batch=self._stop_if_asked)
-        self._metric: MetricName = _main_metric(method, self._evaluator)
+        self._metric: MetricName = _main_metric(method, split, self._evaluator)
         self._trials: list[Trial] = []
         self._base = _copied(encoder.state_dict())
         self._at = (0, 1)  # steps taken of all, for whoever interrupts
@@ -169,8 +173,9 @@ class JobSearch:
         if self._trials:  # measured once, so that trials differ by their choices alone
             config = replace(config, precision=self._trials[0].precision)
         trainer = Trainer(
-            self._encoder, self._selection.training, config, on_notice=lambda notice: self._recorder.say(*notice)
-        )
+            self._encoder, self._selection.training, config, on_notice=lambda notice: self._recorder.say(*notice),
+            ranks=self._ranks,
+        )  # fmt: skip
         precision = trainer.resolve().precision
         before = sum(trial.steps for trial in self._trials)
         whole = before + trainer.total_steps * (self._space.trials - number)
@@ -286,6 +291,9 @@ class JobSearch:
             update={"precision": trial.precision, "micro_batch_size": trial.micro_batch_size}
         )
         method = method.model_copy(update={"hyperparameters": resolved})
+        if not self._stored.is_whole("weights", best.number):
+            # Looked at when the search went on, and hours may lie between. The next attempt makes the trial again.
+            raise OSError(errno.EIO, "the best trial's weights are not as they were written", f"weights-{best.number}")
         folder = self._stored.folder("weights", best.number)
         weights = state_files.read(json.loads((folder / "weights.json").read_text()), folder)["encoder"]
         told = self._told(trial)
@@ -350,11 +358,13 @@ class JobSearch:
         return f"The choice matters here: {by}. {took}"
 
 
-def _main_metric(method: Contrastive, evaluator: Evaluator) -> MetricName:
+def _main_metric(method: Contrastive, split: Split, evaluator: Evaluator) -> MetricName:
+    """The job's, unless it is evaluated on rows of another kind: then the first of those that these rows have.
+
+    No rows that are trained on have scores, and what the AUC of scored pairs tells apart is not what theirs does.
+    """
     metric = method.evaluation.metric
-    if metric != "auto":
-        return metric
-    return "map@r" if evaluator.task == "labels" else "mrr"
+    return metric if metric in evaluator.metrics and split.evaluation.scores is None else evaluator.metrics[0]
 
 
 @torch.no_grad()

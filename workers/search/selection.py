@@ -17,6 +17,7 @@ from api_schemas.jobs import Contrastive, Method
 from workers.data.prepared import Prepared
 from workers.evaluation.plan import Say
 from workers.evaluation.questions import NoQuestionsError, questions_of
+from workers.evaluation.scored_pairs import scored_pairs_of
 from workers.evaluation.split import Split, carved
 from workers.search.space import Space
 from workers.training.mixing import Mixture
@@ -92,7 +93,10 @@ def _check_batches(contrastive: Contrastive, selection: Split, seed: int) -> Non
 
 def _is_askable(split: Split, seed: int) -> bool:
     try:
-        questions_of(split.evaluation, split.training[0], seed=seed)
+        if split.evaluation.scores is not None:
+            scored_pairs_of(split.evaluation, seed=seed)
+        else:
+            questions_of(split.evaluation, split.training[0], seed=seed)
     except NoQuestionsError:
         return False
     return True

@@ -57,7 +57,9 @@ class Space:
         usual: Choices = {
             "temperature": TEMPERATURE,
             "loss": LOSSES[0],
-            "learning_rate": usual_learning_rate(length if length is None else int(length)),
+            "learning_rate": usual_learning_rate(
+                length if length is None else int(length), from_scratch=contrastive.model.scratch is not None
+            ),
             "batch_size": usual_batch_size(rows),
         }
         given = contrastive.model_dump()

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from api_schemas.defaults import TEMPERATURE
 from workers.training.batches import Batch
 from workers.training.config import LossConfig
+from workers.training.distributed import DistributedLoss
 from workers.training.losses import ContrastiveLoss, LossStatistics, NTXentLoss, SupConLoss
 from workers.training.memory_bank import CrossBatchMemory
 
@@ -29,11 +30,16 @@ TEMPERATURE_BOUNDS = (0.01, 1.0)
 class BatchLoss(nn.Module):
     """Takes a batch and its embeddings; its state, a learnable temperature and a memory, is in `state_dict`.
 
-    dimension: D of the embeddings. warm_up: steps before the memory is asked.
+    dimension: D of the embeddings. warm_up: steps before the memory is asked. shared: each process of a group passes
+    its part of a batch, and gets the loss of the whole one.
+
+    Raises ValueError for a memory that is to be shared.
     """
 
-    def __init__(self, config: LossConfig, *, dimension: int, warm_up: int = 0) -> None:
+    def __init__(self, config: LossConfig, *, dimension: int, warm_up: int = 0, shared: bool = False) -> None:
         super().__init__()
+        if shared and config.memory_size:
+            raise ValueError("memory_size must be 0 where several processes train together.")
         learnable = config.temperature == "learnable"
         self.loss = LOSSES[config.name](
             TEMPERATURE if config.temperature == "learnable" else config.temperature,
@@ -43,6 +49,7 @@ class BatchLoss(nn.Module):
             temperature_bounds=TEMPERATURE_BOUNDS,
         )
         self.directed = config.symmetric is not None
+        self.shared = shared
         self.memory = (
             CrossBatchMemory(self.loss, dimension=dimension, size=config.memory_size, warm_up=warm_up)
             if config.memory_size
@@ -51,7 +58,7 @@ class BatchLoss(nn.Module):
 
     def forward(self, embeddings: Tensor, batch: Batch) -> LossStatistics:
         """The loss of embeddings (N, D), one for each text of the batch. Raises NonFiniteEmbeddingsError."""
-        form = self.loss.with_statistics if self.memory is None else self.memory.with_statistics
+        form = (self.memory or (DistributedLoss(self.loss) if self.shared else self.loss)).with_statistics
         labels, contents = torch.from_numpy(batch.labels), torch.from_numpy(batch.contents)
         if not self.directed:
             return form(embeddings, labels, content_ids=contents)

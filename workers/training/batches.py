@@ -39,7 +39,7 @@ Position = tuple[int, ...]
 
 
 class NoBatchError(ValueError):
-    """The rows and the batch size make no batch; the message says which of the two to change."""
+    """The rows, or they and the batch size, make no batch; the message says what to change."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +53,7 @@ class Batch:
     rows: int  # of the dataset
     epoch: int = 0
     source: int = 0  # which dataset, where several are mixed
+    mined: int = 0  # how many of the items, at their end, are negatives that no row brought
     after: Position = (0, 0)  # where to go on behind this batch
 
 
@@ -84,7 +85,8 @@ class Batches:
     When an epoch of labels begins, or a stretch is sorted by length, some 25 a row of it more for a moment.
     To go on from a position costs what drawing the batches of its epoch before it does.
 
-    Raises NoBatchError if the batch size is below 2 (MIN_LABEL_BATCH for labels) or no batch can be formed.
+    Raises NoBatchError if the batch size is below 2 (MIN_LABEL_BATCH for labels) or no batch can be formed, and for
+    scored pairs, which may be unlike.
     """
 
     start: Position = (0, 0)  # epoch, and which of its batches
@@ -99,6 +101,8 @@ class Batches:
         max_steps: int | None = None,
         bucket_by_length: bool = False,
     ) -> None:
+        if data.scores is not None:
+            raise NoBatchError("Scored pairs are evaluated on and never trained on. Name them as `validation_file`.")
         labelled = data.labels is not None
         smallest = MIN_LABEL_BATCH if labelled else 2
         if batch_size < smallest:

@@ -10,13 +10,13 @@ A checkpoint is a folder
 
 published by rename. There are no random states in it: each step draws from a seed of its own, and each epoch's order
 from the job's. It belongs to the run whose fingerprints it has (weights at the start, rows trained on and
-asked about, config). One that belongs
-to another run, or differs from its sums, is passed over and removed, with an event, for the one before.
+asked about, config). One that belongs to another run, or differs from its sums, is passed over and removed, with an
+event, for the one before. One that the disk can't read just now is passed over too, but not removed: it may be whole.
 
 Why no checkpoint names its attempt: a run is decided by its fingerprints, so a state after step N is the same
 whichever attempt wrote it, and a right place to go on from for every other. An attempt that was given up and doesn't
 know it can therefore do two things only: publish a step that is right (or already there, and then its own is dropped),
-and remove all but the newest, of which the newest are kept, whoever wrote them. It can't publish half of one, nor
+and remove those that are older than its own newest ones, whoever wrote them. It can't publish half of one, nor
 reach SQL, where attempts are told apart. What it leaves behind after the job's end, the reconciler removes. A
 checkpoint is removed as unfit only after an event said so, which a given-up attempt can't write. On two machines of
 different kinds "the same" holds but for rounding; then, too, either state is a right one.
@@ -90,14 +90,23 @@ class Checkpoints:
         """Go on from the newest checkpoint that is whole and of this run, if there is one. Raises StaleAttempt."""
         self._stored.remove_unfinished()
         for step in self._stored.steps():
-            reason = self._loaded(step)
+            try:
+                reason = self._loaded(step)
+            except OSError as error:
+                self._reject(step, f"the disk can't read it ({error.strerror or error})")
+                continue
             if reason is None:
                 self._saved_step = step
+                self._recorder.goes_on_from(step)
                 self._recorder.say(f"Goes on from the checkpoint after step {step} of {self._trainer.total_steps}")
                 return
-            log.warning("checkpoint_rejected", step=step, reason=reason)
-            self._recorder.say(f"The checkpoint after step {step} is passed over: {reason}", level="warn")
+            self._reject(step, reason)
+            self._recorder.flush()  # which only the attempt that runs can
             self._stored.remove(step)
+
+    def _reject(self, step: int, reason: str) -> None:
+        log.warning("checkpoint_rejected", step=step, reason=reason)
+        self._recorder.say(f"The checkpoint after step {step} is passed over: {reason}", level="warn")
 
     def after_step(self, report: StepReport) -> None:
         """Save if it is time to. Raises OSError as the file system does."""
@@ -118,7 +127,7 @@ class Checkpoints:
         self._recorder.write_if_possible()
         with self._stored.publishing(report.step) as folder:
             self._write(folder, report)
-        self._stored.keep_newest(self._keep)
+        self._stored.keep_newest(self._keep, step=report.step)
         self._saved_step = report.step
         self._saved = time.monotonic()
         log.info("checkpoint_saved", step=report.step, seconds=round(self._saved - began, 3))
@@ -141,9 +150,12 @@ class Checkpoints:
         (folder / SUMMARY).write_text(json.dumps(summary))
 
     def _loaded(self, step: int) -> str | None:
-        """Take over the state of a checkpoint; if it can't be, why, and then nothing is taken over."""
+        """Take over the state of a checkpoint; if it can't be, why, and then nothing is taken over.
+
+        Raises OSError where the disk can't be read; then, too, nothing is taken over.
+        """
         if wrong := self._stored.differing(step):
-            return f"{', '.join(wrong)} not as written"
+            return ", ".join(wrong)
         folder = self._stored.folder(step)
         try:
             content = json.loads((folder / _STATE).read_text())
@@ -152,8 +164,10 @@ class Checkpoints:
             state = state_files.read(content["state"], folder)
             unwritten = [StepReport(**values) for values in content["unwritten"]]
             last = StepReport(**content["last"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, StateFileError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, StateFileError) as error:
             return f"it can't be read ({error})"
+        if last.step != step:  # a folder under another's name
+            return f"it is the one after step {last.step}"
         self._trainer.encoder.load_state_dict(state.pop("encoder"))
         if self._evaluation is not None:
             self._evaluation.load_state_dict(state.pop("evaluation"))
@@ -164,14 +178,14 @@ class Checkpoints:
         return None
 
     def _tell_differences(self, before: dict[str, Any]) -> None:
-        now = _machine(self._trainer)
-        changes = [
-            f"{name} {before.get(name)} before, {value} now" for name, value in now.items() if before.get(name) != value
-        ]
-        if changes:
+        now, before = _machine(self._trainer), {"processes": 1, **before}
+        changed = [name for name, value in now.items() if before.get(name) != value]
+        if changed:
+            changes = "; ".join(f"{name} {before.get(name)} before, {now[name]} now" for name in changed)
+            but_for = "rounding and the draws of dropout" if "processes" in changed else "rounding"
             self._recorder.say(
-                f"Not where the checkpoint was made ({'; '.join(changes)}): the weights will be equal to those of an "
-                "uninterrupted training but for rounding.",
+                f"Not where the checkpoint was made ({changes}): the weights will be equal to those of an "
+                f"uninterrupted training but for {but_for}.",
                 level="warn",
             )
 
@@ -210,6 +224,7 @@ def _machine(trainer: Trainer) -> dict[str, Any]:
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(device) if cuda else _processor(),
         "threads": torch.get_num_threads(),
+        "processes": trainer.ranks.count,
     }
 
 

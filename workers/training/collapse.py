@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from workers.training.config import TrainingConfig
 from workers.training.spread import Spread
 
 #: Mean cosine of texts that are not alike, above which embeddings count as collapsed. MiniLM on pairs of function names
@@ -26,6 +27,15 @@ class EmbeddingsCollapsedError(Exception):
     """All texts got nearly the same embedding, and the job's `on_collapse` is `stop`."""
 
     code = "embeddings_collapsed"
+
+
+def collapsed(step: int, total_steps: int, config: TrainingConfig) -> str:
+    """What is known at a step, and what to try."""
+    return (
+        f"All texts get nearly the same embedding, as of step {step} of {total_steps}: a model like that "
+        f"finds nothing. Try a tenth of the learning rate (it is {config.learning_rate:g}), a longer warm-up "
+        f"(warmup_ratio is {config.warmup_ratio:g}) or a larger batch_size (it is {config.batch_size})."
+    )
 
 
 class CollapseAlarm:

@@ -52,6 +52,13 @@ class TrainingConfig:
     hard_negatives: MiningConfig | None = None
 
     @classmethod
+    def of_dict(cls, values: dict[str, Any]) -> Self:
+        """What `dataclasses.asdict` has made a dict of."""
+        mined = values["hard_negatives"]
+        nested = {"loss": LossConfig(**values["loss"]), "hard_negatives": MiningConfig(**mined) if mined else None}
+        return cls(**{**values, **nested})
+
+    @classmethod
     def from_method(cls, contrastive: Contrastive, *, seed: int) -> Self:
         """Take over a job's method. Raises UnresolvedAutoError, naming the fields that are still open."""
         values: dict[str, Any] = contrastive.hyperparameters.model_dump()

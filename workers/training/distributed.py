@@ -210,14 +210,36 @@ def in_step(
 
 @torch.no_grad()
 def average_gradients(parameters: Iterable[nn.Parameter], group: dist.ProcessGroup | None = None) -> None:
-    """Average `grad` over processes, as DistributedDataParallel does; where there is none it counts as zeros."""
-    if process_count(group) == 1:
+    """Average `grad` over processes, as DistributedDataParallel does; afterwards it has the same bytes in all of them.
+
+    A process that has none where others have one counts as zeros. Where nobody has one, none is made: an optimizer
+    leaves such a parameter alone.
+    """
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    if process_count(group) == 1 or not trained:
         return
-    for parameter in parameters:
-        if parameter.requires_grad:
-            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            dist.all_reduce(gradient, group=group)
-            parameter.grad = gradient.div_(process_count(group))
+    wanted = torch.tensor([parameter.grad is not None for parameter in trained], dtype=torch.int32)
+    wanted = wanted.to(trained[0].device)
+    dist.all_reduce(wanted, dist.ReduceOp.MAX, group=group)
+    under_way = []
+    for parameter, is_wanted in zip(trained, wanted.tolist(), strict=True):
+        if is_wanted:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            under_way.append((parameter.grad, dist.all_reduce(parameter.grad, group=group, async_op=True)))
+    for gradient, work in under_way:
+        work.wait()
+        gradient.div_(process_count(group))
+
+
+@torch.no_grad()
+def gather_rows(rows: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """Rows (N_w, D) of all processes, in the order of ranks, (N, D), without a gradient."""
+    if process_count(group) == 1:
+        return rows
+    own = torch.tensor(len(rows), device=rows.device)
+    counts = [torch.empty_like(own) for _ in range(process_count(group))]
+    dist.all_gather(counts, own, group=group)
+    return _gathered(rows, torch.stack(counts).tolist(), group)
 
 
 def process_count(group: dist.ProcessGroup | None = None) -> int:

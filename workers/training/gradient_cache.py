@@ -55,28 +55,25 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class RandomState:
-    """Torch's global generators at one moment: the CPU's, and once CUDA is in use those of its devices."""
+    """Torch's global generators at one moment: the CPU's, and once CUDA is in use that of this process' device."""
 
     cpu: Tensor
-    cuda: list[Tensor]
+    cuda: Tensor | None
 
     @classmethod
     def capture(cls) -> Self:
-        return cls(torch.get_rng_state(), _cuda_states())
+        in_use: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        # Of all devices, each process would take up memory on all of them.
+        return cls(torch.get_rng_state(), torch.cuda.get_rng_state() if in_use else None)
 
     @contextmanager
     def replayed(self) -> Iterator[None]:
         """Go back to that moment, and afterwards to the present one."""
-        with torch.random.fork_rng(devices=range(len(self.cuda))):
+        with torch.random.fork_rng(devices=[] if self.cuda is None else [torch.cuda.current_device()]):
             torch.set_rng_state(self.cpu)
-            if self.cuda:
-                torch.cuda.set_rng_state_all(self.cuda)
+            if self.cuda is not None:
+                torch.cuda.set_rng_state(self.cuda)
             yield
-
-
-def _cuda_states() -> list[Tensor]:
-    in_use: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    return torch.cuda.get_rng_state_all() if in_use else []
 
 
 @dataclass(frozen=True)
@@ -96,16 +93,25 @@ class GradientCache:
     must depend on that row only (no BatchNorm).
 
     An encoder in DistributedDataParallel exchanges gradients once a batch, with the last of its micro-batches.
+    `embedding` is entered for each of phases 1 and 3: what is in it exchanges nothing otherwise.
 
     Raises ValueError if micro_batch is below 1.
     """
 
-    def __init__(self, encoder: Encoder, ref_encoder: Encoder | None = None, *, micro_batch: int) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        ref_encoder: Encoder | None = None,
+        *,
+        micro_batch: int,
+        embedding: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         if micro_batch < 1:
             raise ValueError(f"micro_batch must be at least 1, not {micro_batch}.")
         self.encoder = encoder
         self.ref_encoder = encoder if ref_encoder is None else ref_encoder
         self.micro_batch = micro_batch
+        self.embedding = embedding
 
     def __call__(
         self,
@@ -126,11 +132,13 @@ class GradientCache:
         """
         if (ref_inputs is None) != (ref_labels is None):
             raise ValueError("ref_inputs and ref_labels go together: pass both or neither.")
-        towers = [self._embed(self.encoder, inputs)]
-        if ref_inputs is not None:
-            towers.append(self._embed(self.ref_encoder, ref_inputs))
+        with self.embedding():
+            towers = [self._embed(self.encoder, inputs)]
+            if ref_inputs is not None:
+                towers.append(self._embed(self.ref_encoder, ref_inputs))
         outcome, gradients = self._contrast(loss, towers, [labels, ref_labels], ids)
-        self._send_back(list(chain.from_iterable(towers)), gradients)
+        with self.embedding():
+            self._send_back(list(chain.from_iterable(towers)), gradients)
         return outcome
 
     @torch.no_grad()

@@ -1,9 +1,10 @@
-"""The gradient of a batch's loss, in as many micro-batches as memory asks for."""
+"""The gradient of a batch's loss, in as many micro-batches as memory asks for, and as many processes as there are."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -15,19 +16,19 @@ from encoders.vectors import Rows
 from workers.training.batches import Batch
 from workers.training.gradient_cache import GradientCache
 from workers.training.inputs import Inputs
-from workers.training.lack_of_memory import is_lack_of_memory
 from workers.training.losses import LossStatistics
 from workers.training.matryoshka import AnyLoss
 from workers.training.micro_batches import Parts
 from workers.training.precision import Precision, embed
+from workers.training.ranks import Ranks
 
 
 class Taken(NamedTuple):
-    """A batch's loss, and the embeddings (N, D) it was taken over, without their graph."""
+    """A batch's loss, and what this process embedded of the batch."""
 
     statistics: LossStatistics
-    embeddings: Tensor
-    padding: float  # share of the encoder's tokens that stand for no text
+    embeddings: Tensor  # (N, D), without their graph
+    tokens: int  # that passed through the encoder, those that stand for no text included
 
 
 @dataclass
@@ -36,15 +37,19 @@ class BatchGradient:
 
     Where memory runs out, the micro-batch is halved, for good, and the batch begun anew: `on_halving` is told the new
     size. The gradient is the same, up to rounding and the draws of dropout, which go by micro-batch.
+
+    With several ranks each passes its own share, and all get the gradient of the whole batch; where memory runs out
+    for one, all halve.
     """
 
     encoder: AnyEncoder
     loss: AnyLoss
     micro_batch_size: int  # rows whose texts are in one pass
     on_halving: Callable[[int], None]
+    ranks: Ranks
 
-    def __call__(self, inputs: Inputs, batch: Batch, *, precision: Precision, seed: int) -> Taken:
-        """`inputs` are those of the batch, in its order; `seed` decides dropout.
+    def __call__(self, inputs: Inputs, share: Batch, *, rows: int, precision: Precision, seed: int) -> Taken:
+        """`inputs` are those of the share, in its order; `rows` those of the whole batch; `seed` decides dropout.
 
         Raises NonFiniteEmbeddingsError, and what says that memory ran out once a micro-batch is one row.
         """
@@ -54,11 +59,14 @@ class BatchGradient:
             self.encoder.zero_grad()  # also of a backward pass that came half way
             self.loss.zero_grad()
             try:
-                return self._add(inputs, batch, precision)
+                taken = self._add(inputs, share, precision)
             except (MemoryError, RuntimeError) as error:
-                size = min(self.micro_batch_size, batch.rows)
-                if size == 1 or not is_lack_of_memory(error):
+                size = min(self.micro_batch_size, self.ranks.largest_share(rows))
+                if size == 1 or not self.ranks.all_lack(error):
                     raise
+            else:
+                self.ranks.average_gradients(chain(self.encoder.parameters(), self.loss.parameters()))
+                return taken
             # Outside of the handler, whose error holds the frames that hold the memory.
             undo()
             self.encoder.zero_grad()
@@ -67,19 +75,25 @@ class BatchGradient:
             self.micro_batch_size = size // 2
             self.on_halving(self.micro_batch_size)
 
-    def _add(self, inputs: Inputs, batch: Batch, precision: Precision) -> Taken:
-        count = -(-batch.rows // self.micro_batch_size)
-        if count == 1:
-            return self._in_one_pass(inputs, batch, precision)
-        return self._in_parts(inputs, batch, precision, count)
+    def _add(self, inputs: Inputs, share: Batch, precision: Precision) -> Taken:
+        count = -(-share.rows // self.micro_batch_size)
+        if count <= 1:
+            return self._in_one_pass(inputs, share, precision)
+        return self._in_parts(inputs, share, precision, count)
 
-    def _in_one_pass(self, inputs: Inputs, batch: Batch, precision: Precision) -> Taken:
-        embeddings = embed(self.encoder, inputs, precision)
-        statistics: LossStatistics = self.loss(embeddings, batch)
+    def _in_one_pass(self, inputs: Inputs, share: Batch, precision: Precision) -> Taken:
+        with self.ranks.together():
+            embeddings = embed(self.encoder, inputs, precision)
+        # A graph of its own for the loss, in whose backward pass processes wait for one another.
+        table = embeddings.detach().requires_grad_()
+        statistics: LossStatistics = self.loss(table, share)
         statistics.value.backward()  # type: ignore[no-untyped-call]
-        return Taken(statistics, embeddings.detach(), self._padding([inputs]))
+        with self.ranks.together():
+            if embeddings.requires_grad:  # not of a frozen encoder
+                embeddings.backward(table.grad)  # type: ignore[no-untyped-call]
+        return Taken(statistics, table.detach(), self._tokens([inputs]))
 
-    def _in_parts(self, inputs: Inputs, batch: Batch, precision: Precision, count: int) -> Taken:
+    def _in_parts(self, inputs: Inputs, share: Batch, precision: Precision, count: int) -> Taken:
         parts = Parts.of(inputs, count)
         back = torch.from_numpy(parts.back).to(self.encoder.device)
         tables: list[Tensor] = []
@@ -87,16 +101,19 @@ class BatchGradient:
         def loss(table: Tensor, _: Tensor) -> LossStatistics:
             embeddings = table[back]
             tables.append(embeddings.detach())
-            statistics: LossStatistics = self.loss(embeddings, batch)
+            statistics: LossStatistics = self.loss(embeddings, share)
             return statistics
 
-        cache = GradientCache(lambda rows: embed(self.encoder, rows, precision), micro_batch=1)
+        cache = GradientCache(
+            lambda rows: embed(self.encoder, rows, precision), micro_batch=1, embedding=self.ranks.together
+        )
         # Which texts are alike is in the batch, not in labels of the cache's rows.
         statistics = cache(loss, parts, back)
-        return Taken(statistics, tables[0], self._padding(parts.parts))
+        return Taken(statistics, tables[0], self._tokens(parts.parts))
 
-    def _padding(self, passes: Sequence[Rows]) -> float:
-        if not isinstance(self.encoder, TextEncoder) or self.encoder.packs:
-            return 0.0
-        lengths = [[len(text) for text in texts] for texts in passes]
-        return 1.0 - sum(map(sum, lengths)) / sum(len(each) * max(each) for each in lengths)
+    def _tokens(self, passes: Sequence[Rows]) -> int:
+        if not isinstance(self.encoder, TextEncoder):
+            return 0
+        if self.encoder.packs:
+            return sum(len(text) for texts in passes for text in texts)
+        return sum(len(texts) * max(map(len, texts), default=0) for texts in passes)

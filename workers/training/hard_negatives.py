@@ -29,12 +29,15 @@ class HardNegatives:
         *,
         seed: int,
         say: Callable[[str], None],
+        on_mined: Callable[[dict[str, Any]], None] = lambda _mined: None,
     ) -> None:
+        """`on_mined` hears what `take_over` takes, each time."""
         self._encoder = encoder
         self._datasets = datasets
         self._config = config
         self._seed = seed
         self._say = say
+        self._on_mined = on_mined
         self._mined: dict[int, tuple[int, Indices]] = {}  # by dataset: the epoch it was mined for, and (R, k) items
 
     def __call__(self, batch: Batch, should_stop: Callable[[], bool]) -> Batch:
@@ -47,7 +50,12 @@ class HardNegatives:
             self._say(described(found, data, self._encoder.tokenizer.decode))
             items = found.items
             self._mined[batch.source] = due, items
+            self._on_mined({"source": batch.source, "epoch": due, "items": torch.from_numpy(items)})
         return extended(batch, items, data, source_labels=batch.source * LABELS_OF_A_DATASET)
+
+    def take_over(self, mined: dict[str, Any]) -> None:
+        """Use what another process has mined, with the same weights."""
+        self._mined[mined["source"]] = mined["epoch"], mined["items"].numpy()
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -6,6 +6,8 @@ pair, differ by is data, and a view adds what they should not be told apart by.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 
@@ -18,6 +20,15 @@ from workers.training.config import TrainingConfig
 
 Vectors = npt.NDArray[np.float32]  # (N, D)
 Inputs = list[views.Tokens] | Vectors
+
+
+class Drawn(NamedTuple):
+    """A batch, this process' share of it, and what of that is encoded."""
+
+    batch: Batch
+    share: Batch
+    inputs: Inputs
+
 
 _OF_VECTORS: dict[str, views.View[views.Vector]] = {
     "dropout": views.unchanged,
@@ -54,7 +65,7 @@ class BatchInputs:
 
     def _vectors(self, vectors: Vectors, batch: Batch) -> Vectors:
         view = _OF_VECTORS[self._view]
-        if view is views.unchanged:
+        if view is views.unchanged or not len(vectors):
             return vectors
         return np.stack(views.apply(view, list(vectors), batch.items, seed=self._seed, epoch=batch.epoch))
 

@@ -34,6 +34,14 @@ def explaining_lack_of_memory(config: TrainingConfig, what: str) -> Iterator[Non
         ) from error
 
 
+def halved(step: int, size: int) -> str:
+    """What to tell of a step that was begun anew with micro-batches of `size`."""
+    return (
+        f"Step {step} ran out of memory. micro_batch_size is {size} from here on: the gradient is the "
+        "same, a step takes longer. A smaller micro_batch_size, or max_seq_length, avoids the wasted attempt"
+    )
+
+
 def is_lack_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out; torch's CPU allocator raises a bare RuntimeError."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):

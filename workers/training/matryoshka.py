@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from workers.training.batch_loss import BatchLoss
 from workers.training.batches import Batch
-from workers.training.config import LossConfig
+from workers.training.config import LossConfig, TrainingConfig
 from workers.training.losses import ContrastiveLoss, LossStatistics
 
 
@@ -28,15 +28,19 @@ class MatryoshkaLoss(nn.Module):
     Each has a memory of its own and, where it is learnable, a temperature: short vectors want another one. The
     statistics are those of whole embeddings, but for the value.
 
-    Raises ValueError for dims that are not within 1 and `dimension`.
+    Raises ValueError for dims that are not within 1 and `dimension`, and what BatchLoss raises.
     """
 
-    def __init__(self, config: LossConfig, *, dims: Sequence[int], dimension: int, warm_up: int = 0) -> None:
+    def __init__(
+        self, config: LossConfig, *, dims: Sequence[int], dimension: int, warm_up: int = 0, shared: bool = False
+    ) -> None:
         super().__init__()
         if not all(1 <= dim <= dimension for dim in dims):
             raise ValueError(f"dims must be within 1 and {dimension}, not {list(dims)}.")
         self.dims = sorted({*dims, dimension})
-        self.losses = nn.ModuleList(BatchLoss(config, dimension=dim, warm_up=warm_up) for dim in self.dims)
+        self.losses = nn.ModuleList(
+            BatchLoss(config, dimension=dim, warm_up=warm_up, shared=shared) for dim in self.dims
+        )
 
     @property
     def loss(self) -> ContrastiveLoss:
@@ -63,3 +67,12 @@ class MatryoshkaLoss(nn.Module):
 
 #: What a step takes the gradient of.
 AnyLoss = BatchLoss | MatryoshkaLoss
+
+
+def loss_of(config: TrainingConfig, *, dimension: int, warm_up: int, shared: bool) -> AnyLoss:
+    """The loss that a run asks for, of embeddings of `dimension` numbers; `warm_up` and `shared` as in BatchLoss."""
+    if config.matryoshka_dims:
+        return MatryoshkaLoss(
+            config.loss, dims=config.matryoshka_dims, dimension=dimension, warm_up=warm_up, shared=shared
+        )
+    return BatchLoss(config.loss, dimension=dimension, warm_up=warm_up, shared=shared)

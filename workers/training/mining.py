@@ -163,6 +163,7 @@ def extended(batch: Batch, mined: Indices, data: Prepared, *, source_labels: int
         # Below 0, as of negatives that come with the data: a positive of nothing.
         labels=np.concatenate([batch.labels, -1 - items - source_labels]),
         asks=np.concatenate([batch.asks, np.zeros(len(items), dtype=np.bool_)]),
+        mined=len(items),
     )
 
 

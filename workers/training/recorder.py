@@ -1,9 +1,10 @@
 """What a running attempt tells the outside: events, metrics and progress, each write fenced by its attempt."""
 
+import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 from sqlalchemy.exc import OperationalError
@@ -12,12 +13,15 @@ from api_schemas.evaluation import Evaluation
 from storage import attempts, job_moves
 from storage.database import Database
 from workers.patience import patiently
+from workers.shared_page import page_of_watcher
 from workers.training.trainer import StepReport
 
 log = structlog.get_logger("likeness.training")
 
 #: At most so often are steps written: a commit costs some milliseconds, and nobody watches faster.
 _WRITE_EVERY_SECONDS = 0.5
+#: How long a database that was away is left alone: to find out that it still is may take as long as an answer may.
+_TRY_AGAIN_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,14 @@ class Attempt:
     number: int
 
 
+class _Said(NamedTuple):
+    """What is to become an event."""
+
+    message: str
+    level: job_moves.Level
+    key: str  # by which it is told from others, if it is written twice because the answer was lost
+
+
 class Recorder:
     """Writes for one attempt. Every method raises StaleAttempt once the job is cancelled or somebody else's."""
 
@@ -35,16 +47,19 @@ class Recorder:
         self._database = database
         self._attempt = attempt
         self._steps: list[StepReport] = []
+        self._said: list[_Said] = []
         self._written = time.monotonic()
+        self._away_until = self._written
+        self._page = page_of_watcher()
 
     def say(self, message: str, level: job_moves.Level = "info") -> None:
-        """Write an event that people read."""
+        """Write an event that people read, now or, while the database is away, with what is written next."""
+        self._said.append(_Said(message, level, secrets.token_hex(8)))
+        self.write_if_possible()
 
-        def write() -> None:
-            with self._database.session_across_teams() as session:
-                attempts.record(session, self._attempt.job_id, self._attempt.number, message, level=level)
-
-        patiently(write)
+    def goes_on_from(self, step: int) -> None:
+        """Tell whoever watches that so many steps have been taken."""
+        self._page.step = step
 
     def evaluated(self, evaluation: Evaluation) -> None:
         """Keep the evaluation with the job, and tell its main metric."""
@@ -68,10 +83,10 @@ class Recorder:
 
     def step(self, report: StepReport) -> None:
         """Keep what a step measured, and write what was kept if it is time to."""
+        self._page.step = report.step
         self._steps.append(report)
-        if report.step == report.total_steps:
-            self.flush()
-        elif time.monotonic() - self._written >= _WRITE_EVERY_SECONDS:
+        is_time = time.monotonic() >= max(self._written + _WRITE_EVERY_SECONDS, self._away_until)
+        if is_time or report.step == report.total_steps:
             self.write_if_possible()
 
     @property
@@ -93,13 +108,23 @@ class Recorder:
             self._write()
         except OperationalError as error:
             # Training goes on while the database is away; the lease decides for how long.
-            log.warning("metrics_kept_back", steps=len(self._steps), reason=type(error).__name__)
-            self._written = time.monotonic()
+            log.warning("news_kept_back", steps=len(self._steps), said=len(self._said), reason=type(error).__name__)
+            self._away_until = time.monotonic() + _TRY_AGAIN_SECONDS
 
     def _write(self) -> None:
-        """Write the kept steps and one event that sums them up."""
-        if not self._steps:
-            return
+        """Write the kept steps with one event that sums them up, and what was said."""
+        if self._steps:
+            self._write_steps()
+        while self._said:
+            said = self._said[0]
+            with self._database.session_across_teams() as session:
+                attempts.record(
+                    session, self._attempt.job_id, self._attempt.number, said.message, level=said.level, key=said.key
+                )
+            del self._said[0]
+        self._written = time.monotonic()
+
+    def _write_steps(self) -> None:
         news = _news(self._steps)
         with self._database.session_across_teams() as session:
             attempts.record_steps(
@@ -108,7 +133,6 @@ class Recorder:
                 message=f"Step {news['step']}/{news['total_steps']}: loss={news['loss']:.4f}",
             )  # fmt: skip
         self._steps.clear()
-        self._written = time.monotonic()
 
 
 def _metrics(report: StepReport) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """From a job to a model: the training process, from its first line to its exit code.
 
-Run as `python -m workers.training.run JOB_ID ATTEMPT` by `workers.tasks`, which watches it.
+Run as `python -m workers.training.run JOB_ID ATTEMPT` by `workers.tasks`, which watches it, or several times at once
+by `workers.training.launcher`: then this is the story of the first of them, rank 0, and the others follow it.
 """
 
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,12 +21,14 @@ from api_schemas.jobs import Contrastive, Method
 from encoders import onnx, registry
 from encoders.errors import AdaptationError, EncoderError
 from encoders.loading import AnyEncoder
-from storage import attempts, job_files, job_history, models
+from storage import attempts, disk, job_files, models
 from storage import files as stored_files
-from storage.artifacts import DISK_FULL, ArtifactStore, sha256
+from storage.artifacts import ArtifactStore
 from storage.checkpoints import JobCheckpoints
 from storage.database import Database
+from storage.job_base import JobBase
 from storage.logs import configure_logging
+from storage.model_folders import ModelFolders
 from storage.search_trials import SearchTrials
 from storage.settings import StorageSettings
 from storage.tables import Job
@@ -35,19 +38,22 @@ from workers.data import validation
 from workers.data.preparation import NoRowsError, PreparationStopped
 from workers.data.prepared import Prepared
 from workers.dataset_files import DatasetFiles
-from workers.evaluation import card
 from workers.evaluation.job_evaluation import JobEvaluation, Subject
 from workers.evaluation.plan import split_of
 from workers.evaluation.split import Split
 from workers.patience import patiently
 from workers.prompts import prompts_of
 from workers.search.job_search import Found, JobSearch
-from workers.training import evaluation, mixing, starting
+from workers.shared_page import page_of_watcher
+from workers.training import evaluation, following, mixing, starting
 from workers.training.batch_loss import yardstick
 from workers.training.batches import NoBatchError
 from workers.training.checkpoints import Checkpoints
 from workers.training.config import TrainingConfig
+from workers.training.following import Follower
 from workers.training.losses import NonFiniteEmbeddingsError
+from workers.training.publication import Publication
+from workers.training.ranks import Order, Ranks
 from workers.training.recorder import Attempt, Recorder
 from workers.training.tensorboard import EventFile
 from workers.training.trainer import (
@@ -62,16 +68,18 @@ from workers.training.trainer import (
 
 log = structlog.get_logger("likeness.training")
 
+_ANSWER_SECONDS = 4.0
+_CONNECT_SECONDS = 5.0
+
 
 def main(job_id: str, number: int) -> int:
     """Train one attempt. Returns one of workers.exit_codes; 1, with a traceback in the log, for a defect."""
-    settings = StorageSettings().with_running_servers()
-    configure_logging(settings.log_level)
+    configure_logging(StorageSettings().log_level)
     structlog.contextvars.bind_contextvars(job=job_id, attempt=number)
     stop = _StopRequest()
-    run = _Run(settings, Database(settings.required_database_url, pool_size=2), Attempt(job_id, number), stop)
     try:
-        return _with_known_ends(run)
+        ranks = Ranks.joined()
+        return _led(Attempt(job_id, number), stop, ranks) if ranks.rank == 0 else _followed(ranks)
     except (attempts.StaleAttempt, TrainingInterrupted, PreparationStopped) as end:
         log.info("training_left", reason=type(end).__name__)
         return exit_codes.STALE if isinstance(end, attempts.StaleAttempt) else exit_codes.INTERRUPTED
@@ -83,19 +91,41 @@ def main(job_id: str, number: int) -> int:
         return 1
 
 
+def _database(settings: StorageSettings) -> Database:
+    # Training waits while it writes, so a network that swallows what it is given must be noticed soon.
+    url = settings.required_database_url
+    return Database(url, pool_size=2, answer_seconds=_ANSWER_SECONDS, connect_seconds=_CONNECT_SECONDS)
+
+
 class _StopRequest:
-    """Set by SIGTERM; training looks at it between steps."""
+    """Set by SIGTERM, and by the end of the lease if nobody prolongs it; a training's leader looks between steps."""
 
     def __init__(self) -> None:
         self.asked = False
+        self._page = page_of_watcher()
         signal.signal(signal.SIGTERM, self._ask)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def __call__(self) -> bool:
-        return self.asked
+        return self.asked or self._page.is_over()
 
     def _ask(self, _signal: int, _frame: object) -> None:
         self.asked = True
+
+
+def _led(attempt: Attempt, stop: _StopRequest, ranks: Ranks) -> int:
+    settings = StorageSettings().with_running_servers()
+    try:
+        return _with_known_ends(_Run(settings, _database(settings), attempt, stop, ranks))
+    finally:
+        ranks.leave()
+
+
+def _followed(ranks: Ranks) -> int:
+    if ranks.count > 1:
+        structlog.contextvars.bind_contextvars(rank=ranks.rank)
+        Follower(ranks).follow()
+    return exit_codes.RECORDED
 
 
 def _with_known_ends(run: "_Run") -> int:
@@ -120,23 +150,34 @@ def _with_known_ends(run: "_Run") -> int:
         # Training names its own step; this is the evaluation under weights that are no good.
         run.fail("non_finite_loss", f"The model can't be evaluated: {error}. Try a tenth of the learning rate.")
     except OSError as error:
-        if error.errno not in DISK_FULL:
+        if disk.is_failing(error):
+            run.leave_failing_disk(error)
+        elif disk.is_full(error):
+            run.pause(
+                "Paused because the disk is full: nothing half-written is left, and the last checkpoint is kept. Free "
+                "space in the data directory, for instance by deleting files and models that nobody needs"
+            )
+        else:
             raise
-        run.pause(
-            "Paused because the disk is full: nothing half-written is left, and the last checkpoint is kept. Free "
-            "space in the data directory, for instance by deleting files and models that nobody needs"
-        )
     return exit_codes.RECORDED
 
 
 class _Run:
     """The steps of a training, in order. Each tells the recorder what it does."""
 
-    def __init__(self, settings: StorageSettings, database: Database, attempt: Attempt, stop: _StopRequest) -> None:
+    def __init__(
+        self,
+        settings: StorageSettings,
+        database: Database,
+        attempt: Attempt,
+        stop: Callable[[], bool],
+        ranks: Ranks | None = None,
+    ) -> None:
         self._settings = settings
         self._database = database
         self._attempt = attempt
         self._stop = stop
+        self._ranks = ranks or Ranks()
         self._artifacts = ArtifactStore(settings.artifacts_dir)
         self._recorder = Recorder(database, attempt)
 
@@ -147,6 +188,7 @@ class _Run:
         method = Method(**job.method).contrastive
         if "onnx" in method.export:
             onnx.check_installed()  # rather now than after training
+        self._leave_what_is_not_shared(method)
         tokenizer = tokenizer_of(job, folder)
         limit = starting.length_asked(method, tokenizer.max_seq_length)
         prompts = prompts_of(job, method.model, folder)
@@ -159,16 +201,19 @@ class _Run:
         split = split_of(training, validation, method.data.eval_split, job.seed)
         held_out = split.evaluation if split else None
         encoder = starting.encoder_of(job, method, folder, training[0])
+        self._ranks.tell(Order.PREPARE, following.told(job, folder, training[0]))
         trained_on = split.training if split else training
         search = self._searched(job, encoder, split, method)
         if search is not None:
             method, trained_on = search.method, search.training.training
         config = TrainingConfig.from_method(method, seed=job.seed)
-        trainer = Trainer(encoder, trained_on, config, on_notice=lambda each: self._recorder.say(*each))
+        trainer = Trainer(
+            encoder, trained_on, config, on_notice=lambda each: self._recorder.say(*each), ranks=self._ranks
+        )
         for notice in [*self._shares(job, trainer), *trainer.batches.notices]:
             self._recorder.say(notice)
         evaluating = JobEvaluation(trainer, split, method, self._recorder, self._stop)
-        before = _validation_loss(trainer, held_out)
+        before = _validation_loss(trainer, held_out, self._stop)
         if search is not None:
             evaluating.begin()
             search.give_weights(trainer)
@@ -176,13 +221,16 @@ class _Run:
         else:
             stored = JobCheckpoints(self._artifacts, job.id)
             checkpoints = Checkpoints(stored, trainer, self._recorder, method.checkpointing, evaluation=evaluating)
-            self._recorder.say(f"Training {job.model} on {encoder.device}: {trainer.total_steps} steps")
+            spread = f" in {self._ranks.count} processes" if self._ranks.count > 1 else ""
+            self._recorder.say(f"Training {job.model} on {encoder.device}{spread}: {trainer.total_steps} steps")
             with EventFile(self._settings.tensorboard_dir / job.id) as board:
                 take_steps(trainer, checkpoints, evaluating, self._recorder, board, self._stop)
         found = self._evaluated(evaluating, job, files, search)
-        self._compare(before, _validation_loss(trainer, held_out))
-        run = self._card(job, base_model, trainer, prepared, found, search)
-        self._publish(job, encoder, base_model, folder, run, search)
+        self._compare(before, _validation_loss(trainer, held_out, self._stop))
+        publication = Publication(self._settings, self._database, self._attempt)
+        self._recorder.flush()
+        run = publication.described(job, base_model, trainer, prepared, found, search)
+        publication.publish(job, encoder, base_model, folder, run, search)
 
     def fail(self, code: str, message: str) -> None:
         """End the job with a reason."""
@@ -195,6 +243,12 @@ class _Run:
         self._leave(
             lambda session: attempts.pause_running(session, self._attempt.job_id, self._attempt.number, message)
         )
+
+    def leave_failing_disk(self, error: OSError) -> None:
+        """Have another attempt go on from the last checkpoint; not again and again, but until somebody has a look."""
+        what = f"The disk of the data directory failed ({error.strerror}); the last checkpoint is kept"
+        log.error("disk_failed", reason=error.strerror, path=error.filename)
+        self._leave(lambda session: attempts.disk_failed(session, self._attempt.job_id, self._attempt.number, what))
 
     def _leave(self, move: Callable[[Session], None]) -> None:
         def write() -> None:
@@ -216,14 +270,27 @@ class _Run:
         with self._database.session(job.team_id) as session:
             tuned = models.find(session, job.model)
         if tuned is not None:
-            return tuned.base_model, self._artifacts.verify_model(tuned.artifact)
+            folders = ModelFolders(self._database, self._artifacts)
+            return tuned.base_model, folders.verified(tuned.id, tuned.artifact, weights_sha256=tuned.weights_sha256)
         if job.model == registry.ADAPTER:
             return job.model, None
+        if job.model == registry.SCRATCH:
+            return job.model, JobBase(self._artifacts, job.id).verified()
         folder = registry.locate(job.model, self._settings.base_models_dir)
         promised = registry.available(self._settings.base_models_dir)[job.model].weights_sha256
         if promised is not None:
             registry.verify_weights(folder, promised)
         return job.model, folder
+
+    def _leave_what_is_not_shared(self, method: Contrastive) -> None:
+        """Go on alone where a job wants what one process keeps for itself."""
+        if self._ranks.count > 1 and method.loss.memory_size:
+            self._recorder.say(
+                "`method.contrastive.loss.memory_size` keeps texts of earlier steps in one process: this job trains in "
+                f"one instead of {self._ranks.count}. A larger batch_size has as many negatives, and uses them all",
+                level="warn",
+            )
+            self._ranks.leave()
 
     def _prepared(self, files: DatasetFiles, file_id: str, limit: int) -> Prepared:
         data = files.prepared(files.verified(file_id), limit=limit, should_stop=self._stop)
@@ -252,6 +319,7 @@ class _Run:
             return JobSearch(
                 encoder, split, method, seed=job.seed, recorder=self._recorder,
                 stored=SearchTrials(self._artifacts, job.id), should_stop=self._stop, on_step=board.step,
+                ranks=self._ranks,
             ).run()  # fmt: skip
 
     def _evaluated(
@@ -269,91 +337,6 @@ class _Run:
     def _compare(self, before: float | None, after: float | None) -> None:
         if before is not None and after is not None:
             self._recorder.say(f"Validation loss: {before:.4f} before training, {after:.4f} after")
-
-    def _card(
-        self,
-        job: Job,
-        base_model: str,
-        trainer: Trainer,
-        prepared: Mapping[str, Prepared],
-        found: Evaluation | None,
-        search: Found | None,
-    ) -> card.Run:
-        """What the model card is written from."""
-        self._recorder.flush()
-        base = registry.available(self._settings.base_models_dir).get(base_model)
-        files, losses = patiently(lambda: self._recorded(job, prepared))
-        if search is not None:  # the steps of all trials are numbered through
-            losses = [(step - search.steps.start + 1, loss) for step, loss in losses if step in search.steps]
-        return card.Run(
-            job_id=job.id,
-            base_model=base_model,
-            started_from=job.model,
-            license=base.license if base else None,
-            dimension=trainer.encoder.dimension,
-            max_seq_length=starting.length_read(trainer.encoder),
-            loading=starting.usage_of(trainer.encoder),
-            notes=starting.notes_of(trainer.encoder),
-            files=files,
-            method=job.method if search is None else Method(contrastive=search.method).model_dump(),
-            seed=job.seed,
-            steps=trainer.step,
-            trained_tokens=trainer.trained_tokens,
-            losses=losses,
-            evaluation=found,
-        )
-
-    def _recorded(
-        self, job: Job, prepared: Mapping[str, Prepared]
-    ) -> tuple[list[card.DataFile], list[tuple[int, float]]]:
-        """The files that the job read, and its loss by step."""
-        with self._database.session_across_teams() as session:
-            read = []
-            for param, file_id in job_files.named(job).items():
-                file = stored_files.get(session, file_id)
-                rows = len(prepared[file_id]) if file_id in prepared else file.rows
-                read.append(card.DataFile(card.purpose_of(param), file_id, file.sha256, rows))
-            return read, [(step["step"], step["loss"]) for step in job_history.metrics(session, job, max_points=1000)]
-
-    def _publish(
-        self,
-        job: Job,
-        encoder: AnyEncoder,
-        base_model: str,
-        base_folder: Path | None,
-        run: card.Run,
-        search: Found | None,
-    ) -> None:
-        """Save the encoder, make its folder visible, and end the job, in this order."""
-        name = models.artifact_name(job)
-        with self._artifacts.publishing_model(name) as folder:
-            starting.save(encoder, folder, base_folder=base_folder, formats=Method(**job.method).contrastive.export)
-            card.write(run, folder)
-        weights = sha256(self._artifacts.model(name) / "model.safetensors")
-
-        def write() -> None:
-            with self._database.session_across_teams() as session:
-                attempts.succeed(
-                    session, self._attempt.job_id, self._attempt.number, base_model=base_model,
-                    weights_sha256=weights, dimension=encoder.dimension, max_seq_length=starting.length_read(encoder),
-                    trained_tokens=run.trained_tokens, method=run.method if search else None,
-                )  # fmt: skip
-
-        try:
-            patiently(write)
-        except attempts.StaleAttempt:
-            # Also what a second try is told when the first was committed and its answer lost.
-            if self._is_registered(name):
-                return
-            self._artifacts.delete_model(name)
-            raise
-
-    def _is_registered(self, name: str) -> bool:
-        def read() -> bool:
-            with self._database.session_across_teams() as session:
-                return models.is_registered(session, name)
-
-        return patiently(read)
 
 
 def take_steps(
@@ -387,20 +370,28 @@ def take_steps(
     except TrainingInterrupted:
         checkpoints.save()
         raise
-    recorder.flush()
+    # First: nothing of the training is lost then, however long the database is away.
     checkpoints.save()
+    recorder.flush()
     # Not before: a checkpoint holds the weights of its step.
     evaluating.keep()
 
 
-def _validation_loss(trainer: Trainer, data: Prepared | None) -> float | None:
-    """The loss of training, in batches of its size, on rows that it doesn't train on."""
+def _validation_loss(trainer: Trainer, data: Prepared | None, should_stop: Callable[[], bool]) -> float | None:
+    """The loss of training, in batches of its size, on rows that it doesn't train on. Raises TrainingInterrupted."""
     if data is None:
         return None
     config = trainer.config
     loss = yardstick(config.loss, dimension=trainer.encoder.dimension)
+
+    def stop_if_asked() -> None:
+        if should_stop():
+            raise TrainingInterrupted(trainer.step, trainer.total_steps)
+
     with explaining_lack_of_memory(config, "Taking the validation loss"), suppress(NoBatchError):
-        return evaluation.validation_loss(trainer.encoder, data, loss, batch_size=config.batch_size, seed=config.seed)
+        return evaluation.validation_loss(
+            trainer.encoder, data, loss, batch_size=config.batch_size, seed=config.seed, before_batch=stop_if_asked
+        )
     return None  # too few rows were held out for a batch
 
 

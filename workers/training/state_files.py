@@ -29,18 +29,44 @@ def write(state: dict[str, Any], folder: Path) -> Any:
 
 
 def read(skeleton: Any, folder: Path) -> dict[str, Any]:
-    """The state that `write` returned `skeleton` for, on the CPU. Raises StateFileError."""
+    """The state that `write` returned `skeleton` for, on the CPU.
+
+    Raises StateFileError; OSError and MemoryError, which say nothing of the files.
+    """
     try:
         return {name: _read(name, value, folder) for name, value in skeleton.items()}
+    except (OSError, MemoryError):
+        raise
     except Exception as error:  # safetensors has errors of all kinds for what isn't its own
         raise StateFileError(f"{folder.name} cannot be read: {error!r}") from error
 
 
-def _written(name: str, value: Any, folder: Path) -> Any:
+def taken_apart(state: Any) -> tuple[Any, dict[str, Tensor]]:
+    """What of a state is JSON, and its tensors by name, on the CPU. Raises TypeError for what has no form here."""
     tensors = _Tensors()
-    skeleton = _plain(value, "", tensors)
-    if tensors.named:
-        write_tensors(tensors.named, folder / f"{name}.safetensors")
+    skeleton = _plain(state, "", tensors)
+    return skeleton, tensors.named
+
+
+def put_together(skeleton: Any, tensors: dict[str, Tensor]) -> Any:
+    """The state that `taken_apart` returned both of."""
+    if isinstance(skeleton, list):
+        return [put_together(part, tensors) for part in skeleton]
+    if not isinstance(skeleton, dict):
+        return skeleton
+    if "$tensor" in skeleton:
+        return tensors[skeleton["$tensor"]]
+    if "$tuple" in skeleton:
+        return tuple(put_together(part, tensors) for part in skeleton["$tuple"])
+    if "$items" in skeleton:
+        return {key: put_together(part, tensors) for key, part in skeleton["$items"]}
+    return {key: put_together(part, tensors) for key, part in skeleton.items()}
+
+
+def _written(name: str, value: Any, folder: Path) -> Any:
+    skeleton, tensors = taken_apart(value)
+    if tensors:
+        write_tensors(tensors, folder / f"{name}.safetensors")
     return skeleton
 
 
@@ -48,7 +74,7 @@ def _read(name: str, value: Any, folder: Path) -> Any:
     if not name.isidentifier():
         raise ValueError(f"{name!r} is no name of a file")
     path = folder / f"{name}.safetensors"
-    return _restored(value, load_file(path) if path.exists() else {})
+    return put_together(value, load_file(path) if path.exists() else {})
 
 
 class _Tensors:
@@ -83,17 +109,3 @@ def _plain(value: Any, path: str, tensors: _Tensors) -> Any:
         simple = all(isinstance(key, str) and not key.startswith("$") for key in value)
         return dict(items) if simple else {"$items": items}
     raise TypeError(f"{path} is a {type(value).__name__}, which has no form in a state file.")
-
-
-def _restored(value: Any, tensors: dict[str, Tensor]) -> Any:
-    if isinstance(value, list):
-        return [_restored(part, tensors) for part in value]
-    if not isinstance(value, dict):
-        return value
-    if "$tensor" in value:
-        return tensors[value["$tensor"]]
-    if "$tuple" in value:
-        return tuple(_restored(part, tensors) for part in value["$tuple"])
-    if "$items" in value:
-        return {key: _restored(part, tensors) for key, part in value["$items"]}
-    return {key: _restored(part, tensors) for key, part in value.items()}

@@ -12,8 +12,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import closing, suppress
+from dataclasses import asdict
 from itertools import chain
 from typing import Any, Literal, NamedTuple
 
@@ -25,24 +25,31 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from encoders.loading import AnyEncoder
 from encoders.text import TextEncoder
 from workers.data.prepared import Prepared
-from workers.training import micro_batches, precision
-from workers.training.batch_loss import BatchLoss
+from workers.training import micro_batches, non_finite, precision
 from workers.training.batches import Batch
-from workers.training.collapse import CollapseAlarm, EmbeddingsCollapsedError
+from workers.training.collapse import CollapseAlarm, EmbeddingsCollapsedError, collapsed
 from workers.training.config import TrainingConfig
 from workers.training.gradients import BatchGradient, Taken
 from workers.training.hard_negatives import HardNegatives
-from workers.training.inputs import BatchInputs, Inputs, tokens_in
-from workers.training.lack_of_memory import OutOfMemoryInTraining, explaining_lack_of_memory, is_lack_of_memory
+from workers.training.inputs import BatchInputs, Drawn, tokens_in
+from workers.training.lack_of_memory import (
+    OutOfMemoryInTraining,
+    explaining_lack_of_memory,
+    halved,
+    is_lack_of_memory,
+)
 from workers.training.losses import NonFiniteEmbeddingsError
-from workers.training.matryoshka import AnyLoss, MatryoshkaLoss
+from workers.training.matryoshka import loss_of
 from workers.training.mining import MiningStopped
 from workers.training.mixing import Mixture
+from workers.training.non_finite import NonFiniteLossError
 from workers.training.optimizer import adamw
 from workers.training.precision import Precision
 from workers.training.prefetch import one_ahead
+from workers.training.ranks import Order, OutOfMemoryTogether, Ranks
 from workers.training.schedule import learning_rate_at, warmup_steps
 from workers.training.spread import Spread, alignment, spread
+from workers.training.step_report import StepReport
 
 __all__ = [
     "EmbeddingsCollapsedError",
@@ -60,8 +67,6 @@ __all__ = [
 _SPREAD_EVERY = 10
 #: … but so often in a run, if it has the steps.
 _SPREADS_AT_LEAST = 50
-#: How many rows of a batch that gave NaN are named.
-_ROWS_NAMED = 8
 
 
 class TrainingInterrupted(Exception):  # noqa: N818 (a request that was met, not an error)
@@ -70,12 +75,6 @@ class TrainingInterrupted(Exception):  # noqa: N818 (a request that was met, not
     def __init__(self, step: int, total_steps: int) -> None:
         super().__init__(f"Stopped after step {step} of {total_steps}.")
         self.step = step
-
-
-class NonFiniteLossError(Exception):
-    """The loss or its gradient is NaN or infinite at a step; weights and optimizer are as before the step."""
-
-    code = "non_finite_loss"
 
 
 class Notice(NamedTuple):
@@ -92,35 +91,16 @@ class Resolved(NamedTuple):
     precision: Precision
 
 
-@dataclass(frozen=True)
-class StepReport:
-    """What one step measured. Seconds and rates are the step's own: no loading, saving or reporting."""
-
-    step: int  # from 1
-    total_steps: int
-    loss: float
-    learning_rate: float
-    grad_norm: float  # before clipping
-    seconds: float
-    pairs_per_second: float  # rows of the batch: pairs, or labelled texts
-    tokens_per_second: float
-    positive_cosine: float | None
-    negative_cosine: float | None
-    accuracy: float | None  # share of anchors whose nearest column is a positive
-    temperature: float
-    trained_tokens: int  # up to and with this step
-    alignment: float | None = None  # see `workers.training.spread`
-    uniformity: float | None = None  # None where it wasn't measured at this step, as the next one
-    effective_rank: float | None = None
-    padding: float = 0.0  # share of the encoder's tokens that stand for no text; a packed one has none
-
-
 class Trainer:
     """Trains an encoder in place.
 
     A run depends on the encoder's weights, the data, the config and what was resolved, and nothing else: each step
     draws its dropout from a seed of its own. An interrupted trainer goes on with another `run`, and a new trainer after
     `load_state_dict`, with the encoder's weights of that moment, ends at the same bits (on one machine).
+
+    With several ranks, rank 0 does `run` and the others `follow`: each encodes its share of every batch, and all take
+    the step of the whole batch. It differs from that of one process by rounding and by the draws of dropout, which go
+    by rank; an interrupted run goes on to the same bits in as many processes as it began with.
 
     Raises ValueError if the rows and the batch size make no batch.
     """
@@ -132,8 +112,10 @@ class Trainer:
         config: TrainingConfig,
         *,
         on_notice: Callable[[Notice], None] | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.encoder = encoder
+        self.ranks = ranks or Ranks()
         self.datasets = datasets
         self.config = config
         self.inputs = BatchInputs(config, encoder)
@@ -147,9 +129,13 @@ class Trainer:
             bucket_by_length=config.bucket_by_length,
         )
         self.warm_up = warmup_steps(self.batches.total_steps, config.warmup_ratio)
-        self.loss = _loss(encoder, config, self.warm_up).to(encoder.device)
+        self.loss = loss_of(config, dimension=encoder.dimension, warm_up=self.warm_up, shared=self.ranks.count > 1).to(
+            encoder.device
+        )
         self.optimizer = adamw(encoder, self.loss, config)
-        self.gradient = BatchGradient(encoder, self.loss, self._micro_batch_size(), on_halving=self._say_halved)
+        self.gradient = BatchGradient(
+            encoder, self.loss, self._micro_batch_size(), on_halving=self._say_halved, ranks=self.ranks
+        )
         self.precision = config.precision  # auto until it is resolved
         self.alarm = CollapseAlarm()
         self.negatives = self._hard_negatives()
@@ -180,14 +166,34 @@ class Trainer:
         used = self.resolve().precision
         self.encoder.train()
         try:
-            with closing(self._batches(should_stop)) as batches:
-                for batch, inputs in batches:
+            with self.ranks.leading(self._told()), closing(self._batches(should_stop)) as batches:
+                for drawn in batches:
                     if should_stop():
                         raise TrainingInterrupted(self.step, self.total_steps)
+                    self.ranks.tell(Order.STEP)
                     with explaining_lack_of_memory(self.config, f"Step {self.step + 1}"):
-                        report = self._take_step(batch, inputs, used)
+                        report = self._take_step(drawn, used)
                     on_step(report)
                     self._stop_if_collapsed()
+        finally:
+            self.encoder.eval()
+
+    def follow(self) -> None:
+        """Take the steps that rank 0 takes, as one of the others, until it takes no more.
+
+        Before, `load_state_dict` must have been given what rank 0 goes on from. Raises what rank 0 doesn't raise.
+        """
+        used = self.resolve().precision
+        self.encoder.train()
+        try:
+            with closing(self._batches(lambda: False)) as batches:
+                while (heard := self.ranks.hear()).order is not Order.END:
+                    if heard.order is Order.MINED and self.negatives is not None:
+                        self.negatives.take_over(heard.content)
+                        continue
+                    # Rank 0 has these as well, and says what comes next.
+                    with suppress(NonFiniteLossError, OutOfMemoryTogether):
+                        self._take_step(next(batches), used)
         finally:
             self.encoder.eval()
 
@@ -217,15 +223,31 @@ class Trainer:
         if self.negatives is not None:
             self.negatives.load_state_dict(state["negatives"])
 
-    def _take_step(self, batch: Batch, inputs: Inputs, used: Precision) -> StepReport:
+    def _told(self) -> dict[str, Any]:
+        """What the other ranks need to `follow`."""
+        if self.ranks.count == 1:
+            return {}
+        rows = [None if data.chosen is None else torch.from_numpy(data.chosen.copy()) for data in self.datasets]
+        return {
+            "config": asdict(self.config),
+            "data": [
+                {"folder": str(data.folder), "rows": chosen} for data, chosen in zip(self.datasets, rows, strict=True)
+            ],
+            "encoder": self.encoder.state_dict(),
+            "state": self.state_dict(),
+        }
+
+    def _take_step(self, drawn: Drawn, used: Precision) -> StepReport:
+        batch = drawn.batch
         began = time.perf_counter()
         learning_rate = self._set_learning_rate()
-        taken = self._add_gradient(batch, inputs, used)
+        taken = self._add_gradient(drawn, used)
         loss, grad_norm = self._clip_gradients(taken.statistics.value, batch)
-        self.optimizer.step()
+        with self.ranks.together():
+            self.optimizer.step()
         measured = self._measure(taken)
+        count, encoded = self.ranks.summed(tokens_in(drawn.inputs), taken.tokens)
         seconds = time.perf_counter() - began
-        count = tokens_in(inputs)
         self.step += 1
         self.position = batch.after
         self.trained_tokens += count
@@ -247,7 +269,7 @@ class Trainer:
             alignment=None if found.positive_cosine is None else alignment(found.positive_cosine),
             uniformity=measured.uniformity if measured else None,
             effective_rank=measured.effective_rank if measured else None,
-            padding=taken.padding,
+            padding=1.0 - count / encoded if encoded else 0.0,
         )
 
     def _set_learning_rate(self) -> float:
@@ -259,11 +281,12 @@ class Trainer:
             group["lr"] = rate * group["rate_factor"]
         return rate
 
-    def _read(self, batch: Batch) -> tuple[Batch, Inputs]:
-        """A batch and what of it is encoded. On the thread that reads ahead: nothing that steps change is looked at."""
-        return batch, self.inputs(self.datasets[batch.source], batch)
+    def _read(self, batch: Batch) -> Drawn:
+        """On the thread that reads ahead: nothing that steps change is looked at."""
+        share = self.ranks.share(batch)
+        return Drawn(batch, share, self.inputs(self.datasets[batch.source], share))
 
-    def _batches(self, should_stop: Callable[[], bool]) -> Generator[tuple[Batch, Inputs]]:
+    def _batches(self, should_stop: Callable[[], bool]) -> Generator[Drawn]:
         """What is left of the run, read one ahead where nothing but the position decides what comes."""
         ahead = self.batches.starting_at(self.position)
         if self.negatives is None:
@@ -289,13 +312,15 @@ class Trainer:
         return HardNegatives(
             self.encoder, self.datasets, config.hard_negatives, seed=config.seed,
             say=lambda message: self._say(Notice(message, "info")),
+            on_mined=lambda mined: self.ranks.tell(Order.MINED, mined),
         )  # fmt: skip
 
-    def _add_gradient(self, batch: Batch, inputs: Inputs, used: Precision) -> Taken:
+    def _add_gradient(self, drawn: Drawn, used: Precision) -> Taken:
+        seed = _step_seed(self.config.seed, self.step, self.ranks.rank)
         try:
-            return self.gradient(inputs, batch, precision=used, seed=_step_seed(self.config.seed, self.step))
+            return self.gradient(drawn.inputs, drawn.share, rows=drawn.batch.rows, precision=used, seed=seed)
         except NonFiniteEmbeddingsError as error:
-            raise self._non_finite("The embeddings are", batch) from error
+            raise self._non_finite("The embeddings are", drawn.batch) from error
 
     def _clip_gradients(self, value: Tensor, batch: Batch) -> tuple[float, float]:
         """Scale the gradients down to max_grad_norm; returns the loss and the norm they had, both finite."""
@@ -317,21 +342,15 @@ class Trainer:
         every = max(1, min(_SPREAD_EVERY, self.total_steps // _SPREADS_AT_LEAST))
         if self.step % every:
             return None
-        measured = spread(taken.embeddings)
+        measured = spread(self.ranks.every_row(taken.embeddings))
         if self.step >= self.warm_up and self.alarm.goes_off(measured, taken.statistics.negative_cosine):
-            self._say(Notice(self._collapsed(self.step + 1), "warn"))
+            self._say(Notice(collapsed(self.step + 1, self.total_steps, self.config), "warn"))
         return measured
 
     def _stop_if_collapsed(self) -> None:
         if self.alarm.rung and self.config.on_collapse == "stop":
-            raise EmbeddingsCollapsedError(f"{self._collapsed(self.step)} The job was to be stopped then.")
-
-    def _collapsed(self, step: int) -> str:
-        return (
-            f"All texts get nearly the same embedding, as of step {step} of {self.total_steps}: a model like that "
-            f"finds nothing. Try a tenth of the learning rate (it is {self.config.learning_rate:g}), a longer warm-up "
-            f"(warmup_ratio is {self.config.warmup_ratio:g}) or a larger batch_size (it is {self.config.batch_size})."
-        )
+            told = collapsed(self.step, self.total_steps, self.config)
+            raise EmbeddingsCollapsedError(f"{told} The job was to be stopped then.")
 
     def _micro_batch_size(self) -> int:
         if self.config.micro_batch_size != "auto":
@@ -342,18 +361,12 @@ class Trainer:
         return micro_batches.automatic_size(self.config.batch_size, longest)
 
     def _say_halved(self, size: int) -> None:
-        self._say(
-            Notice(
-                f"Step {self.step + 1} ran out of memory. micro_batch_size is {size} from here on: the gradient is the "
-                "same, a step takes longer. A smaller micro_batch_size, or max_seq_length, avoids the wasted attempt",
-                "warn",
-            )
-        )
+        self._say(Notice(halved(self.step + 1, size), "warn"))
 
     def _faster_precision(self) -> Precision:
         if self.total_steps < precision.FEWEST_STEPS_TO_PROBE or not isinstance(self.encoder, TextEncoder):
             return "fp32"
-        _, inputs = self._read(next(self.batches.starting_at(self.position)))
+        inputs = self._read(next(self.batches.starting_at(self.position))).inputs
         self.encoder.train()
         try:
             measured = precision.probe(self.encoder, inputs[: self.gradient.micro_batch_size])
@@ -366,30 +379,13 @@ class Trainer:
         return measured.choice
 
     def _non_finite(self, what: str, batch: Batch) -> NonFiniteLossError:
-        rate, temperature = self.config.learning_rate, self.loss.loss.temperature
-        return NonFiniteLossError(
-            f"{what} NaN or infinite at step {self.step + 1} of {self.total_steps}; the step was not taken. "
-            f"Its batch holds {self._rows_of(batch)} of the training file. "
-            f"Most often a learning rate that is too high (it is {rate:g}) has driven the weights too far, "
-            f"or the temperature is too low (it is {temperature:g}). Try a tenth of the learning rate, "
-            "then a higher temperature."
-        )
-
-    def _rows_of(self, batch: Batch) -> str:
-        """The rows of the file that a batch was made of, counted from 1, as words."""
-        starts = self.datasets[batch.source].row_starts
-        rows = np.unique(np.searchsorted(starts, batch.items, side="right")).tolist()
-        named = ", ".join(map(str, rows[:_ROWS_NAMED]))
-        more = len(rows) - _ROWS_NAMED
-        return f"rows {named} and {more} more" if more > 0 else f"rows {named}"
+        return non_finite.explained(
+            what, batch, self.datasets[batch.source], self.config,
+            step=self.step + 1, total_steps=self.total_steps, temperature=self.loss.loss.temperature,
+        )  # fmt: skip
 
 
-def _loss(encoder: AnyEncoder, config: TrainingConfig, warm_up: int) -> AnyLoss:
-    if config.matryoshka_dims:
-        return MatryoshkaLoss(config.loss, dims=config.matryoshka_dims, dimension=encoder.dimension, warm_up=warm_up)
-    return BatchLoss(config.loss, dimension=encoder.dimension, warm_up=warm_up)
-
-
-def _step_seed(seed: int, step: int) -> int:
+def _step_seed(seed: int, step: int, rank: int) -> int:
     """A seed for one step. Mixed, since torch's CPU generator reads only the low 32 bits of a number."""
-    return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
+    # Trailing zeros change nothing: rank 0 draws what one process alone does.
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])

@@ -9,6 +9,20 @@ from service.demo.training import train, upload
 
 METHOD = {"type": "contrastive", "contrastive": {"hyperparameters": {"max_steps": 2}}}
 
+EVALUATION = {
+    "search": {
+        "trials": [
+            {"number": 1, "choices": {"temperature": 0.05}, "metric": 0.5, "low": 0.4, "high": 0.6, "steps": 8,
+             "pruned": False},
+            {"number": 2, "choices": {"temperature": 0.01}, "metric": None, "low": None, "high": None, "steps": 2,
+             "pruned": True},
+        ],
+        "chosen": 1,
+        "metric": "mrr",
+        "said": "The choice matters little here.",
+    }
+}  # fmt: skip
+
 
 def sse(seq, name, data):
     return f"id: {seq}\nevent: {name}\ndata: {json.dumps(data)}\n\n: beat\n\n"
@@ -41,6 +55,8 @@ class Server:
             if not self.streams:
                 self.job |= self.end
             return httpx2.Response(200, text=stream, headers={"content-type": "text/event-stream"})
+        elif request.url.path.endswith("/evaluation"):
+            return httpx2.Response(200, json=EVALUATION)
         return httpx2.Response(200, json=self.job)
 
 
@@ -68,6 +84,15 @@ def test_a_broken_stream_goes_on_after_the_last_event(session_with, monkeypatch)
     assert server.last_event_ids == [None, "1", "1"]
     assert waits == [0.5, 1.0]
     assert session.console.file.getvalue().count("One.") == 1
+
+
+def test_a_search_tells_its_trials_by_temperature(session_with):
+    server = Server({"status": "succeeded", "fine_tuned_model": "ft:m"}, [sse(1, "done", {"error": None})])
+    session = session_with(server)
+    train(session, "file-1", {"contrastive": {"hyperparameters": {"trials": 2}}})
+    told = " ".join(session.console.file.getvalue().split())
+    assert "2 0.01 failed 2 given up 1 0.05 0.500 0.400 … 0.600 8 chosen" in told
+    assert "The choice matters little here." in told
 
 
 def test_a_job_that_ended_without_saying_so_has_ended(session_with):

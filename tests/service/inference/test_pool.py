@@ -1,6 +1,8 @@
 """Encoders in memory: loaded once, verified, and dropped when others are used more."""
 
 import asyncio
+import errno
+import os
 import shutil
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -11,7 +13,11 @@ import pytest
 from api_schemas.errors import LikenessError
 from service.inference.pool import EncoderPool
 from service.model_names import NamedModel
-from storage.artifacts import ArtifactStore, sha256
+from storage import manifests
+from storage.artifacts import ArtifactStore
+from storage.database import Database
+from storage.manifests import sha256
+from storage.model_folders import ModelFolders
 from tests.installation import TINY
 
 
@@ -32,8 +38,13 @@ def _run(pool: EncoderPool, use: Callable[[EncoderPool], Awaitable[None]]) -> No
 
 
 @pytest.fixture
-def pool(store: ArtifactStore, base_models_dir: Path) -> EncoderPool:
-    return EncoderPool(store, base_models_dir=base_models_dir, size=2)
+def folders(database: Database, store: ArtifactStore) -> ModelFolders:
+    return ModelFolders(database, store)
+
+
+@pytest.fixture
+def pool(folders: ModelFolders, base_models_dir: Path) -> EncoderPool:
+    return EncoderPool(folders, base_models_dir=base_models_dir, size=2)
 
 
 BASE = NamedModel(TINY, TINY, None, None, 32, 48)
@@ -91,6 +102,87 @@ def test_a_model_that_differs_from_its_manifest_is_refused_until_it_is_mended(
     _run(pool, use)
 
 
+def test_a_model_that_is_withdrawn_is_refused_also_from_memory_and_looked_at_again_after_a_while(
+    pool: EncoderPool, store: ArtifactStore, base_models_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = _publish(store, "altered", base_models_dir / TINY)
+    withdrawn = replace(model, damage="config.json differs from its checksum")
+    config = store.model("altered") / "config.json"
+    sound = config.read_bytes()
+
+    async def refused(pool: EncoderPool) -> None:
+        with pytest.raises(LikenessError) as refusal:
+            await pool.get(withdrawn)
+        assert (refusal.value.code, refusal.value.headers["Retry-After"]) == ("artifact_corrupt", "60")
+        assert pool.last_used() is None
+
+    async def use(pool: EncoderPool) -> None:
+        await pool.get(model)
+        config.write_bytes(sound + b" ")
+        await refused(pool)
+        config.write_bytes(sound)
+        await refused(pool)
+        monkeypatch.setattr("service.inference.pool._LOOK_AGAIN_SECONDS", 0.0)
+        assert await pool.get(withdrawn) is await pool.get(model)
+
+    _run(pool, use)
+
+
+def test_many_requests_for_a_model_that_is_withdrawn_look_at_it_once(
+    pool: EncoderPool, store: ArtifactStore, base_models_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = _publish(store, "altered", base_models_dir / TINY)
+    withdrawn = replace(model, damage="config.json differs from its checksum")
+    (store.model("altered") / "config.json").unlink()
+    looks: list[str] = []
+    damage_of = store.damage_of
+
+    def look(artifact: str, **options: str | None) -> str | None:
+        looks.append(artifact)
+        return damage_of(artifact, **options)
+
+    monkeypatch.setattr(store, "damage_of", look)
+
+    async def use(pool: EncoderPool) -> None:
+        for _ in range(3):
+            answers = await asyncio.gather(*[pool.get(withdrawn) for _ in range(20)], return_exceptions=True)
+            assert {type(answer) for answer in answers} == {LikenessError}
+
+    _run(pool, use)
+    assert looks == ["altered"]
+
+
+def test_a_model_in_anothers_place_is_refused(pool: EncoderPool, store: ArtifactStore, base_models_dir: Path) -> None:
+    model = _publish(store, "other", base_models_dir / TINY)
+
+    async def use(pool: EncoderPool) -> None:
+        with pytest.raises(LikenessError) as refusal:
+            await pool.get(replace(model, weights_sha256="0" * 64))
+        assert refusal.value.code == "artifact_corrupt"
+
+    _run(pool, use)
+
+
+def test_a_disk_that_does_not_give_a_model_is_not_taken_for_damage(
+    pool: EncoderPool, store: ArtifactStore, base_models_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = _publish(store, "far", base_models_dir / TINY)
+
+    def read(path: Path) -> str:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    async def use(pool: EncoderPool) -> None:
+        monkeypatch.setattr(manifests, "sha256", read)
+        with pytest.raises(LikenessError) as refusal:
+            await pool.get(model)
+        monkeypatch.undo()
+        assert (refusal.value.code, refusal.value.headers["Retry-After"]) == ("storage_failed", "60")
+        assert str(store.root) not in refusal.value.message
+        assert (await pool.get(model)).dimension == 32
+
+    _run(pool, use)
+
+
 def test_a_folder_that_no_encoder_can_be_made_of_is_refused(
     pool: EncoderPool, store: ArtifactStore, base_models_dir: Path, tmp_path: Path
 ) -> None:
@@ -119,7 +211,7 @@ def test_base_weights_that_are_not_those_promised_are_refused(pool: EncoderPool)
 
 
 def test_whatever_went_wrong_while_loading_is_tried_again(
-    store: ArtifactStore, base_models_dir: Path, tmp_path: Path
+    folders: ModelFolders, base_models_dir: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "base" / TINY
     shutil.copytree(base_models_dir / TINY, folder)
@@ -136,4 +228,4 @@ def test_whatever_went_wrong_while_loading_is_tried_again(
         away.rename(weights)
         assert await pool.get(BASE) is pool.last_used()
 
-    _run(EncoderPool(store, base_models_dir=tmp_path / "base", size=2), use)
+    _run(EncoderPool(folders, base_models_dir=tmp_path / "base", size=2), use)

@@ -38,6 +38,10 @@ def pair(anchor: object, positive: object) -> Row:
     return Row("pairs", (str(anchor), str(positive)))
 
 
+def scored(text: object, other: object, score: float) -> Row:
+    return Row("scored_pairs", (str(text), str(other)), score=score)
+
+
 def triplet(*inputs: object) -> Row:
     return Row("triplets", tuple(map(str, inputs)))
 

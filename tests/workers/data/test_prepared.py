@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -15,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from encoders.prompts import Prompts
-from tests.workers.data.rows import CLS, SEP, labelled, pair, plain, prepared, triplet, words
+from tests.faults import Fault, at_every
+from tests.workers.data.rows import CLS, SEP, labelled, pair, plain, prepared, scored, triplet, words
 from workers.data import preparation
 from workers.data.contents import content_ids
 from workers.data.derived import cache_key, cached, sweep
@@ -69,6 +71,13 @@ def test_labels_are_numbered_as_they_come(folder):
     data = prepared(folder, [labelled("one", "b"), labelled("two", "a"), labelled("three", "b")])
     assert data.labels.tolist() == [0, 1, 0]
     assert data.label_names == ["b", "a"]
+
+
+def test_scores_stand_beside_their_rows(folder):
+    data = prepared(folder, [scored("one", "two", -0.5), scored("two", "three", 1e300)])
+    assert data.scores.tolist() == [-0.5, 1e300]
+    assert (data.format, data.labels, data.distinct) == ("scored_pairs", None, 3)
+    assert prepared(folder.with_name("pairs"), PAIRS).scores is None
 
 
 def test_vectors_are_kept_as_they_are(folder):
@@ -260,6 +269,28 @@ def test_a_torn_entry_is_made_again(folder, spoil):
     assert items_of(cached(folder.parent, "entry", lambda: iter(PAIRS), tokenizer=words, limit=9)) == whole
     assert tree(folder.parent) == ["entry"]
     Prepared.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "number", "at_least"),
+    [("write", errno.ENOSPC, 5), ("fsync", errno.EIO, 7), ("rename", errno.EIO, 1), ("mkdir", errno.ENOSPC, 1)],
+)
+def test_whatever_the_disk_refuses_an_entry_is_whole_or_not_there(folder, kind, number, at_least):
+    whole = items_of(prepared(folder, PAIRS))
+    folder.parent.mkdir(exist_ok=True)
+
+    def run(fault: Fault) -> None:
+        shutil.rmtree(folder)
+        refusals = []
+        try:
+            cached(folder.parent, "entry", lambda: iter(PAIRS), tokenizer=words, limit=512)
+        except OSError as error:
+            refusals.append(error.errno)
+        assert refusals == ([number] if fault.fired else [])
+        assert tree(folder.parent) in ([], ["entry"])
+        assert items_of(cached(folder.parent, "entry", lambda: iter(PAIRS), tokenizer=words, limit=512)) == whole
+
+    assert at_every(kind, number, folder.parent, run) >= at_least
 
 
 def test_the_key_holds_all_that_decides_what_is_made():

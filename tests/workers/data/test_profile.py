@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.workers.data.rows import labelled, pair, plain, triplet, views, words
+from tests.workers.data.rows import labelled, pair, plain, scored, triplet, views, words
 from workers.data import conflicts, occurrences, sorted_runs
 from workers.data.collisions import expected_in_batch
 from workers.data.lengths import Measure
@@ -52,6 +52,24 @@ def test_a_text_twice_in_its_own_row_does_not_stand_in_two_rows() -> None:
     found = of([pair("a", "a"), pair("b", "c")])
     assert found.duplicates.repeated_texts == 0
     assert found.duplicates.different_texts == 3
+
+
+def test_a_pair_with_another_score_is_another_row() -> None:
+    found = of([scored("a", "b", 1), scored("a", "b", 2), scored("a", "b", 1)]).duplicates
+    assert (found.rows, found.different_texts) == (1, 2)
+
+
+def test_scores_have_a_range_and_are_binary_if_they_are_two() -> None:
+    two = of([scored(n, n + 1, n % 2) for n in range(9000)]).scores
+    more = of([scored(n, n + 1, n / 9000) for n in range(9000)]).scores
+    assert two is not None
+    assert (two.smallest, two.largest, two.binary) == (0, 1, True)
+    assert more is not None
+    assert (more.median, more.binary) == (pytest.approx(0.5, abs=1e-3), False)
+    late = of([scored(n, n + 1, n % 2 if n < 8192 else 2) for n in range(8200)]).scores
+    assert late is not None
+    assert not late.binary, "what was the largest may lie between later ones"
+    assert of([pair("a", "b")]).scores is None
 
 
 def test_one_text_under_two_labels_is_no_duplicate_row_but_a_conflict() -> None:

@@ -77,6 +77,7 @@ def nested(depth: int) -> list[Any]:
 PAIRS = [{"anchor": "a", "positive": "b"}, {"anchor": "c", "positive": "d"}]
 LABELS = [{"text": "a", "label": "x"}, {"text": "b", "label": "x"}, {"text": "c", "label": 7}]
 TRIPLETS = [{**pair, "negative": "n"} for pair in PAIRS]
+SCORED = [{**pair, "score": score} for score, pair in enumerate(PAIRS)]
 VIEWS = [{"views": ["a", "b"]}, {"views": ["c", "d"]}]
 VECTORS = [{"vector": [1, 2], "label": "x"}, {"vector": [2, 1], "label": "x"}, {"vector": [2, 2], "label": "y"}]
 VECTOR_PAIRS = [
@@ -154,7 +155,7 @@ KINDS = [
     Bad("a chat row", lines({"messages": []}), 1, None, "row_missing_field", "trains encoders"),
     Bad("a chat row later", lines(*PAIRS, {"messages": []}), 3, None, "row_missing_field", "trains encoders"),
     Bad("premises", lines({"premise": "a", "hypothesis": "b", "label": 1}), 1, None, "row_missing_field", "entailed"),
-    Bad("scored pairs", lines({"sentence1": "a", "sentence2": "b", "score": 0.5}), 1, "score", "pairs_with_score", "leave"),
+    Bad("labels beside pairs", lines({"sentence1": "a", "sentence2": "b", "label": 2}), 1, "label", "pairs_with_score", "leave"),
     Bad("judged answers", lines({"question": "a", "answer": "b", "label": 0}), 1, "label", "pairs_with_score", "Keep the"),
     Bad("pairs or labels", lines({**PAIRS[0], **LABELS[0]}), 1, None, "ambiguous_format", "data.format: pairs or labels"),
     Bad("labels or vectors", lines({**LABELS[0], **VECTORS[0]}), 1, None, "ambiguous_format", "data.format"),
@@ -164,6 +165,11 @@ KINDS = [
     Bad("pairs among labels", lines(*LABELS, PAIRS[0]), 4, None, "row_mixed_format", "files of their own"),
     Bad("negatives among pairs", lines(*PAIRS, TRIPLETS[0]), 3, None, "row_mixed_format", "a negative, or none"),
     Bad("pairs among negatives", lines(*TRIPLETS, PAIRS[0]), 3, None, "row_mixed_format", "a negative, or none"),
+    Bad("scores among pairs", lines(*PAIRS, SCORED[0]), 3, None, "row_mixed_format", "a score, or none"),
+    Bad("pairs among scores", lines(*SCORED, PAIRS[0]), 3, None, "row_mixed_format", "a score, or none"),
+    Bad("a negative among scores", lines(*SCORED, {**SCORED[0], "negative": "n"}), 3, None, "row_mixed_format", "own"),
+    Bad("two scores", lines({"query": "a", "pos": "b", "score": 1, "similarity": 2}), 1, None, "ambiguous_format", "data.columns"),
+    Bad("scores or labels", lines({**SCORED[0], **LABELS[0]}), 1, None, "ambiguous_format", "Leave out the fields"),
     Bad("other names", lines(*PAIRS, {"query": "a", "pos": "b"}), 3, None, "row_mixed_format", "the same names"),
     Bad("labels among texts", lines({"text": "a"}, {"text": "b"}, LABELS[0]), 3, None, "row_mixed_format", "own"),
     Bad(
@@ -198,6 +204,18 @@ KINDS = [
     Bad("a boolean label", lines(*LABELS, {"text": "a", "label": True}), 4, "label", "row_invalid_type", "not a boolean"),
     Bad("a fractional label", lines(*LABELS, {"text": "a", "label": 1.0}), 4, "label", "row_invalid_type", "an integer"),
     Bad("an empty label", lines(*LABELS, {"text": "a", "label": ""}), 4, "label", "row_empty_text", "Fill it"),
+    # Scores
+    Bad("a boolean score", lines(*SCORED, {**PAIRS[0], "score": True}), 3, "score", "row_invalid_type", "Write 1 or 0"),
+    Bad("a score in quotes", lines(*SCORED, {**PAIRS[0], "score": "0.5"}), 3, "score", "row_invalid_type", "not a string"),
+    Bad("no score", lines(*SCORED, {**PAIRS[0], "score": None}), 3, "score", "row_invalid_type", "not null"),
+    Bad("an infinite score", lines(*SCORED, '{"anchor": "a", "positive": "b", "score": 1e999}'), 3, "score", "row_invalid_type", "infinity"),
+    Bad("a score beyond floats", lines(*SCORED, {**PAIRS[0], "score": 10**400}), 3, "score", "row_invalid_type", "too large"),
+    Bad("two texts with one score", lines(*SCORED, {**SCORED[0], "positive": ["b", "c"]}), 3, "positive", "row_invalid_type", "each"),
+    Bad("an empty scored text", lines(*SCORED, {**SCORED[0], "anchor": " "}), 3, "anchor", "row_empty_text", "Fill it"),
+    Bad("a word for a score", table(HEADER + ",score", "a,b,1", "c,d,high"), 3, "score", "row_invalid_type", "not 'high'"),
+    Bad("an empty cell for a score", table(HEADER + ",score", "a,b,1", "c,d, "), 3, "score", "row_invalid_type", "an empty cell"),
+    Bad("NaN in a table", table(HEADER + ",score", "a,b,1", "c,d,nan"), 3, "score", "row_invalid_type", "not 'nan'"),
+    Bad("a score that isn't there in Parquet", parquet([*SCORED, PAIRS[0]]), 3, "score", "row_invalid_type", "not null"),
     # Vectors
     Bad("another dimension", lines(*VECTORS, {"vector": [1], "label": "x"}), 4, "vector", "vector_wrong_size", "one dimension"),
     Bad("one number", lines({"vector": [1], "label": "x"}), 1, "vector", "vector_wrong_size", "2 to 16384"),
@@ -224,7 +242,7 @@ KINDS = [
     Bad("a table without a header", table("where is it?,here", "a,b"), None, None, "row_missing_field", "must name the columns"),
     Bad("a header with a typo", table("anchor,postive", "a,b"), None, "positive", "row_missing_field", "Rename 'postive'"),
     Bad("a header that names a column twice", table("anchor,positive,anchor", "a,b,c"), None, None, "duplicate_key", "Keep one"),
-    Bad("a scored table", table("sentence1,sentence2,score", "a,b,0.1"), None, "score", "pairs_with_score", "leave the column"),
+    Bad("a judged table", table("sentence1,sentence2,label", "a,b,0.1"), None, "label", "pairs_with_score", "name it 'score'"),
     Bad("an ambiguous table", table("anchor,positive,text,label", "a,b,c,d"), None, None, "ambiguous_format", "data.format"),
     Bad("line ends of long ago", table(HEADER, "a,b", "c,d", end="\r"), None, None, "row_invalid_csv", "line ends"),
     Bad("no negative in any column", table(HEADER + ",negative_1,negative_2", "a,b,,"), 2, "negative_1", "row_empty_text", "Fill"),
@@ -244,6 +262,7 @@ KINDS = [
     Bad("views that all meet", lines({"views": ["a", "b"]}, {"views": ["b", "c", "d"]}), None, None, "too_few_pairs", "Add"),
     Bad("one pair of vectors", lines(VECTOR_PAIRS[0], VECTOR_PAIRS[0]), None, None, "too_few_pairs", "no vector in common"),
     Bad("a negative that is the positive", lines({**PAIRS[0], "negative": "b"}), None, None, "too_few_pairs", "Add rows"),
+    Bad("one score for all", lines(SCORED[0], {**SCORED[1], "score": 0.0}), None, "score", "single_score", "other scores"),
     Bad("one label", lines(LABELS[0], LABELS[1]), None, "label", "single_label", "another label"),
     Bad("one label for all vectors", lines(VECTORS[0], VECTORS[1]), None, "label", "single_label", "another label"),
     Bad("a label for each", lines(LABELS[0], LABELS[2]), None, "label", "no_positives", "one label"),
@@ -267,7 +286,7 @@ def test_bad_input_is_refused_by_row_field_code_and_remedy(tmp_path, bad):
     assert len(error.message) < 400
     assert not report.usable
     assert report.counts == {(bad.code, bad.field): 1}
-    if error.code not in ("empty_file", "too_few_pairs", "single_label", "no_positives"):
+    if error.code not in ("empty_file", "too_few_pairs", "single_label", "single_score", "no_positives"):
         with pytest.raises(DatasetError) as raised:
             list(rows(path, options=bad.options))
         assert str(raised.value) == error.message

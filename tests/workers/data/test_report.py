@@ -2,16 +2,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from api_schemas.errors import ERROR_CODES
 from api_schemas.reports import Report
 from tests.workers.data.rows import words
 from workers.data.inspection import inspect
 from workers.data.lengths import Measure
+from workers.data.page import print_report
 from workers.data.plan import Setting, batch_size_asked
 
 MEASURE = Measure("tiny/words", words, max_seq_length=6)
@@ -126,6 +129,35 @@ def test_a_smaller_overlap_is_a_warning_with_both_rows(tmp_path: Path) -> None:
 
 def test_an_evaluation_file_that_cannot_be_used_is_a_reason(tmp_path: Path) -> None:
     assert reasons(of(tmp_path, pairs(20), [])) == ["empty_file"]
+
+
+# Scored pairs
+
+
+def scored(count: int) -> list[dict[str, Any]]:
+    return [{"sentence1": f"one {n}", "sentence2": f"other {n}", "score": n / 4} for n in range(count)]
+
+
+def test_scored_pairs_are_reported_and_not_trained_on(tmp_path: Path) -> None:
+    report = of(tmp_path, [*scored(20), {"sentence1": "one", "sentence2": "one", "score": 5}])
+    assert reasons(report) == ["pairs_with_score"]
+    for word in ("validation_file", "data.format: pairs"):
+        assert word in report.verdict.reasons[0].message
+    assert (report.format, report.rows, report.refused_rows, report.training) == ("scored_pairs", 21, 0, None)
+    assert report.scores is not None
+    assert (report.scores.smallest, report.scores.median, report.scores.largest) == (0, 2.5, 5)
+    assert warnings(report) == {}, "two equal texts with a high score are no mistake"
+
+    printed = StringIO()
+    print_report(Console(file=printed, width=100, color_system=None), "sts.csv", report)
+    assert printed.getvalue().startswith("sts.csv  21 rows of scored pairs")
+    assert "from 0 to 5, median 2.5" in printed.getvalue()
+
+
+def test_scored_pairs_are_an_evaluation_file_like_any_other(tmp_path: Path) -> None:
+    assert reasons(of(tmp_path, pairs(20), scored(9))) == []
+    known = [{"sentence1": row["anchor"], "sentence2": row["positive"], "score": n} for n, row in enumerate(pairs(9))]
+    assert reasons(of(tmp_path, pairs(20), known)) == ["evaluation_in_training"]
 
 
 # Warnings

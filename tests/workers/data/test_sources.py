@@ -24,6 +24,8 @@ DATASETS = {
         {"anchor": f"q{n}", "positive": f"a{n}", "negative_1": "n", "negative_2": ODD, "negative_10": "last"}
         for n in range(5)
     ],
+    "scored pairs": [{"sentence1": f"q{n} {ODD}", "sentence2": f"[a{n}]", "score": n / 4} for n in range(5)],
+    "judged pairs": [{"text_a": f"q{n}", "text_b": f"a{n}", "is_duplicate": n % 2} for n in range(5)],
     "labels": [{"text": f"t{n} {ODD}", "label": n % 2} for n in range(5)],
     "sentences": [{"sentence": f"[t{n}]", "label": "ab"[n % 2]} for n in range(5)],
     "views": [{"views": [f"v{n}", f"{n} {ODD}", f"w{n}"]} for n in range(5)],
@@ -54,7 +56,7 @@ def test_every_format_is_among_them(tmp_path):
     for records in DATASETS.values():
         path.write_bytes(json_lines(records))
         found.add(validate(path).format)
-    assert found == {"pairs", "triplets", "labels", "views", "texts", "vectors", "vector_pairs"}
+    assert found == {"pairs", "triplets", "scored_pairs", "labels", "views", "texts", "vectors", "vector_pairs"}
 
 
 def test_the_lines_of_a_table_are_counted_where_its_rows_begin(tmp_path):
@@ -134,6 +136,7 @@ def test_a_format_that_was_told_settles_what_is_ambiguous(tmp_path):
         ({"format": "tokens"}, "format must be one of"),
         ({"columns": {"anker": "a"}}, "columns must name the roles of one format"),
         ({"columns": {"anchor": "a", "label": "b"}}, "columns must name the roles of one format"),
+        ({"columns": {"anchor": "a", "score": "a"}}, "a different column for each role"),
         ({"columns": {"text": "a"}, "format": "pairs"}, "columns must name 'anchor' and 'positive'"),
         ({"columns": {"anchor": "a", "positive": "a"}}, "a different column for each role"),
         ({"columns": {"anchor_vector": "positive_vector"}}, "a different column for each role"),
@@ -142,6 +145,60 @@ def test_a_format_that_was_told_settles_what_is_ambiguous(tmp_path):
 def test_options_that_make_no_sense_are_refused(arguments, said):
     with pytest.raises(ValueError, match=said):
         ReadOptions(**arguments)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"anchor": "a", "positive": "b", "score": 3},
+        {"query": "a", "pos": "b", "similarity_score": 3.0},
+        {"question": "a", "answer": "b", "similarity": 3, "label": "l"},
+        {"text_a": "a", "text_b": "b", "score": 3, "id": 7},
+    ],
+)
+def test_scores_are_known_by_several_names_beside_every_pair(tmp_path, record):
+    path = tmp_path / "upload"
+    path.write_bytes(json_lines([record]))
+    assert list(rows(path)) == [Row("scored_pairs", ("a", "b"), score=3.0)]
+
+
+def test_a_score_may_be_any_finite_number(tmp_path):
+    path = tmp_path / "upload"
+    path.write_text("anchor,positive,score\na,b,-1e-3\nc,d, 4 \ne,f,-0.0\n")
+    assert [row.score for row in rows(path)] == [-0.001, 4.0, 0.0]
+    path.write_bytes(parquet_of(pa.table({"anchor": ["a"], "positive": ["b"], "score": pa.array([0.5], pa.float32())})))
+    assert [row.score for row in rows(path)] == [0.5]
+
+
+def test_pairs_with_scores_are_pairs_where_that_was_told_and_triplets_where_they_have_negatives(tmp_path):
+    path = tmp_path / "upload"
+    record = {"anchor": "a", "positive": "b", "score": 0.5}
+    path.write_bytes(json_lines([record]))
+    assert list(rows(path, options=ReadOptions(format="pairs"))) == [Row("pairs", ("a", "b"))]
+    path.write_bytes(json_lines([{**record, "negative": "n"}]))
+    assert list(rows(path)) == [Row("triplets", ("a", "b", "n"))]
+
+
+def test_a_score_without_a_pair_is_a_field_that_nobody_knows(tmp_path):
+    path = tmp_path / "upload"
+    path.write_bytes(json_lines([{"text": "t", "score": 1}]))
+    assert list(rows(path)) == [Row("texts", ("t",))]
+    path.write_bytes(json_lines([{"text": "t", "label": "l", "score": 1}]))
+    assert list(rows(path)) == [Row("labels", ("t",), "l")]
+
+
+def test_what_a_score_is_called_may_be_told_of_a_file_that_another_is_trained_beside(tmp_path):
+    path = tmp_path / "upload"
+    options = ReadOptions(columns={"score": "label"})
+    for record, row in [
+        ({"sentence1": "a", "sentence2": "b", "label": 4}, Row("scored_pairs", ("a", "b"), score=4.0)),
+        ({"sentence1": "a", "sentence2": "b"}, Row("pairs", ("a", "b"))),
+        ({"text": "a", "label": "x"}, Row("labels", ("a",), "x")),
+    ]:
+        path.write_bytes(json_lines([record]))
+        assert list(rows(path, options=options)) == [row]
+    path.write_bytes(json_lines([{"prompt": "a", "reply": "b"}]))
+    assert '"anchor"' in validate(path, options=options).errors[0].message
 
 
 def test_parquet_of_every_type_that_texts_come_in(tmp_path):

@@ -326,7 +326,7 @@ JSON_VALUES = st.recursive(
     max_leaves=6,
 )
 ROWS = st.dictionaries(
-    st.sampled_from(["anchor", "positive", "text", "label", "messages", "postive"]), JSON_VALUES, max_size=4
+    st.sampled_from(["anchor", "positive", "score", "text", "label", "messages", "postive"]), JSON_VALUES, max_size=4
 ).map(lambda row: json.dumps(row).encode())
 
 
@@ -335,7 +335,7 @@ ROWS = st.dictionaries(
 def test_no_bytes_make_it_stumble(path, lines):
     path.write_bytes(b"\n".join(lines))
     report = validate(path)
-    assert report.usable == (report.summary is None) == (not report.errors)
+    assert report.usable == (report.summary is None or report.format == "scored_pairs") == (not report.errors)
     assert report.error_count >= len(report.errors)
     for error in report.errors:
         assert error.code in ERROR_CODES

@@ -137,6 +137,15 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     assert 0.88 <= covered / 200 <= 0.99
 
 
+def test_a_mean_has_the_same_interval_by_how_often_each_example_is_drawn() -> None:
+    rng = np.random.default_rng(3)
+    differences, groups = rng.normal(size=50), rng.integers(12, size=50)
+
+    weighted = bootstrap.of_weighted(lambda times: float((times * differences).sum() / times.sum()), groups, seed=4)
+
+    assert weighted == pytest.approx(bootstrap.of_means(differences, groups, seed=4))
+
+
 def test_examples_of_one_group_count_as_one() -> None:
     differences = np.repeat(np.random.default_rng(2).normal(size=20), 10)
     alone = bootstrap.of_means(differences, np.arange(200), seed=0)

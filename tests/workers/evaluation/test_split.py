@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.workers.data.rows import labelled, pair, plain, prepared, triplet, views
+from tests.workers.data.rows import labelled, pair, plain, prepared, scored, triplet, views
 from workers.data.prepared import Prepared
 from workers.data.row import Row
 from workers.evaluation.groups import groups_of
@@ -107,6 +107,14 @@ def test_the_split_is_the_seeds_and_its_id_the_contents(tmp_path: Path) -> None:
 
     turned = given([data], prepared(tmp_path / "q", [SHARING[row] for row in one.evaluation.rows[::-1]]))
     assert turned.id == one.id
+
+
+def test_the_id_of_scored_pairs_is_that_of_their_scores_too(tmp_path: Path) -> None:
+    data = prepared(tmp_path / "p", SHARING)
+    rows = [scored(f"s{n}", f"t{n}", n / 4) for n in range(9)]
+    files = {"q": rows, "r": rows[::-1], "s": [*rows[:8], scored("s8", "t8", 9)]}
+    one, turned, other = (given([data], prepared(tmp_path / name, each)).id for name, each in files.items())
+    assert one == turned != other
 
 
 def test_rows_that_are_all_connected_are_not_split(tmp_path: Path) -> None:

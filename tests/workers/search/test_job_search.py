@@ -103,6 +103,18 @@ def test_a_search_keeps_the_best_and_says_whether_it_matters(new_job: Callable[[
     assert any("temperature" in (text.text or "") for text in picture.iter("{http://www.w3.org/2000/svg}text"))
 
 
+def test_a_search_is_judged_by_what_its_rows_allow_where_the_job_has_another_metric(
+    new_job: Callable[[], Searched], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = method()
+    asked.evaluation.metric = "spearman"  # of scored pairs, which no training file has
+    monkeypatch.setattr(f"{__name__}.method", lambda **_: asked)
+    job = new_job()
+
+    assert job.attempt().told.metric == "mrr"
+    assert any("compared by MRR on 22 rows" in message for message in job.messages())
+
+
 def test_no_trial_sees_a_row_of_the_evaluation_nor_trains_on_what_it_is_compared_on(
     new_job: Callable[[], Searched],
 ) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from api_schemas.defaults import TEMPERATURE, resolve
+from api_schemas.defaults import SCRATCH_LEARNING_RATE, TEMPERATURE, resolve
 from api_schemas.jobs import Contrastive, Method
 from workers.search.space import Space, temperatures, with_choices
 from workers.training.config import TrainingConfig
@@ -30,6 +30,13 @@ def test_half_of_the_trials_are_a_curve_that_begins_with_the_default() -> None:
     assert planned[0] == {"temperature": 0.05, "learning_rate": 5e-5}
     assert len(planned) == 6
     assert {choices["learning_rate"] for choices in planned} == {5e-5}, "they differ in the temperature alone"
+
+
+def test_from_scratch_the_learning_rate_is_looked_for_around_a_higher_one() -> None:
+    options = {"model": {"scratch": {}}, "hyperparameters": {"learning_rate": "search"}}
+    method = resolve(Method.model_validate({"contrastive": options}), None, rows=1000, max_seq_length=48)
+
+    assert Space.of(method.contrastive, rows=1000).defaults == {"learning_rate": SCRATCH_LEARNING_RATE}
 
 
 def test_each_loss_has_a_curve() -> None:

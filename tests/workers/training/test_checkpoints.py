@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,14 +15,16 @@ from torch import Tensor
 from api_schemas.jobs import Checkpointing
 from encoders.adaptation import Adaptation
 from encoders.text import TextEncoder
-from storage import job_history, jobs
+from storage import job_history, jobs, manifests
 from storage.artifacts import ArtifactStore
 from storage.checkpoints import JobCheckpoints
 from storage.database import Database
+from tests.faults import Fault, Kind, at_every
 from tests.storage.rows import TEAM, add_job, events_of
 from workers.data.preparation import prepare
 from workers.data.prepared import Prepared
 from workers.data.row import Row
+from workers.training import state_files
 from workers.training.checkpoints import Checkpoints
 from workers.training.config import LossConfig, TrainingConfig
 from workers.training.recorder import Attempt, Recorder
@@ -65,12 +69,15 @@ class Training:
         self.stored = JobCheckpoints(ArtifactStore(artifacts), self.job_id)
         self.recorder = Recorder(database, Attempt(self.job_id, 1))
 
-    def attempt(self, *, every_steps: int = 2, killed_after: int | None = None) -> tuple[list[int], dict[str, bytes]]:
+    def attempt(
+        self, *, every_steps: int = 2, keep: int = 2, killed_after: int | None = None
+    ) -> tuple[list[int], dict[str, bytes]]:
         """Train until the end, or until the process dies. Returns the steps taken, and the weights at the end."""
         encoder = TextEncoder.load(self.base)
         self.adaptation.prepare(encoder, seed=0)
         trainer = Trainer(encoder, self.datasets, self.config)
-        checkpoints = Checkpoints(self.stored, trainer, self.recorder, Checkpointing(every_steps=every_steps))
+        options = Checkpointing(every_steps=every_steps, keep=keep)
+        checkpoints = Checkpoints(self.stored, trainer, self.recorder, options)
         taken: list[int] = []
 
         def on_step(report: StepReport) -> None:
@@ -243,47 +250,200 @@ def test_what_a_killed_writer_left_is_removed(training: Training, tmp_path: Path
     assert not half.exists()
 
 
-def truncate(folder: Path) -> None:
-    path = folder / "optimizer.safetensors"
-    path.write_bytes(path.read_bytes()[:-10])
+# --- damaged ones ---
 
 
-def flip(folder: Path) -> None:
+def cut(name: str, size: int) -> Callable[[Path], None]:
+    """Keep the first bytes of a file, or all but the last for a negative size."""
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:size])
+
+
+def flip(name: str, position: int) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        content = bytearray((folder / name).read_bytes())
+        content[position] ^= 1
+        (folder / name).write_bytes(content)
+
+    return damage
+
+
+def zero_the_tail(folder: Path) -> None:
     path = folder / "encoder.safetensors"
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
+    path.write_bytes(path.read_bytes()[:-512] + bytes(512))
 
 
-def swap(folder: Path) -> None:
+def swap_a_file(folder: Path) -> None:
     (folder.parent / "2" / "optimizer.safetensors").rename(folder / "optimizer.safetensors")
 
 
-@pytest.mark.parametrize(
-    ("damage", "goes_on_from"),
-    [
-        pytest.param(truncate, 2, id="truncated"),
-        pytest.param(flip, 2, id="one bit"),
-        pytest.param(lambda folder: (folder / "manifest.json").unlink(), 2, id="no manifest"),
-        pytest.param(lambda folder: (folder / "state.json").write_bytes(b""), 2, id="empty"),
-        pytest.param(lambda folder: (folder / "more").touch(), 2, id="a file too many"),
-        pytest.param(swap, 0, id="swapped"),
-    ],
-)
+def swap_both(folder: Path) -> None:
+    folder.rename(folder.parent / "aside")
+    (folder.parent / "2").rename(folder)
+    (folder.parent / "aside").rename(folder.parent / "2")
+
+
+def link_a_file(folder: Path) -> None:
+    path = folder / "encoder.safetensors"
+    path.symlink_to(path.rename(folder.parent / "elsewhere"))
+
+
+def link_the_folder(folder: Path) -> None:
+    folder.symlink_to(folder.rename(folder.parent / "elsewhere"), target_is_directory=True)
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], None], int]] = {
+    "the weights cut short": (cut("encoder.safetensors", -1), 2),
+    "the moments cut short": (cut("optimizer.safetensors", -10), 2),
+    "the moments cut within their header": (cut("optimizer.safetensors", 100), 2),
+    "the state cut in half": (cut("state.json", 200), 2),
+    "empty weights": (cut("encoder.safetensors", 0), 2),
+    "an empty state": (cut("state.json", 0), 2),
+    "an empty summary": (cut("checkpoint.json", 0), 2),
+    "an empty manifest": (cut("manifest.json", 0), 2),
+    "a manifest cut short": (cut("manifest.json", -5), 2),
+    "one bit of the weights": (flip("encoder.safetensors", -1), 2),
+    "one bit of the moments": (flip("optimizer.safetensors", 5000), 2),
+    "one bit of the state": (flip("state.json", 60), 2),
+    "one bit of the manifest": (flip("manifest.json", 60), 2),
+    "a tail of zeros": (zero_the_tail, 2),
+    "no manifest": (lambda folder: (folder / "manifest.json").unlink(), 2),
+    "no weights": (lambda folder: (folder / "encoder.safetensors").unlink(), 2),
+    "a file too many": (lambda folder: (folder / "more").touch(), 2),
+    "a pipe too many": (lambda folder: os.mkfifo(folder / "more"), 2),
+    "a file of the one before": (swap_a_file, 0),
+    "the one before in its place": (swap_both, 0),
+    "a link for a file": (link_a_file, 2),
+    "a link for the folder": (link_the_folder, 2),
+    "a file for the folder": (lambda folder: folder.rename(folder.with_name("x")) and folder.touch(), 2),
+}
+
+
+@pytest.fixture(scope="module")
+def ended() -> dict[str, bytes]:
+    """The weights at the end of the training that nothing happens to, once one has come there."""
+    return {}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
-    new_training: Callable[..., Training], damage: Callable[[Path], None], goes_on_from: int
+    new_training: Callable[..., Training], ended: dict[str, bytes], damage: str
 ) -> None:
-    steps, unbroken = new_training().attempt()
+    if not ended:
+        ended.update(new_training().attempt()[1])
+    act, goes_on_from = DAMAGES[damage]
     training = new_training()
     training.attempt(killed_after=5)
     assert training.stored.steps() == [4, 2]
 
-    damage(training.stored.folder(4))
+    act(training.stored.folder(4))
     again, resumed = training.attempt()
 
-    assert again == steps[goes_on_from:]
-    assert resumed == unbroken
-    assert any(m.startswith("The checkpoint after step 4 is passed over: ") for m in training.messages())
+    assert again == [1, 2, 3, 4, 5, 6][goes_on_from:]
+    assert resumed == ended
+    passed_over = [m for m in training.messages() if " is passed over: " in m]
+    assert len(passed_over) == (1 if goes_on_from else 2)
+    assert passed_over[0].startswith("The checkpoint after step 4 is passed over: ")
+    assert training.stored.steps() == [6, 4]
+    assert [training.stored.differing(step) for step in (6, 4)] == [[], []]
+
+
+def test_a_checkpoint_that_the_disk_does_not_give_is_passed_over_and_stays(
+    new_training: Callable[..., Training], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = new_training()
+    training.attempt(killed_after=5)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(manifests, "sha256", unreadable(training.stored.folder(4)))
+        assert training.attempt(killed_after=3)[0] == [3]
+
+    reason = f"the disk can't read it ({os.strerror(errno.EIO)})"
+    assert f"The checkpoint after step 4 is passed over: {reason}" in training.messages()
+    assert training.attempt()[0] == [5, 6]
+
+
+def test_one_that_the_disk_does_not_give_makes_none_that_it_does_give_go(
+    new_training: Callable[..., Training], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = new_training()
+    training.attempt(killed_after=5, keep=1)
+    assert training.stored.steps() == [4]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(manifests, "sha256", unreadable(training.stored.folder(4)))
+        assert training.attempt(killed_after=3, keep=1)[0] == [1, 2, 3]
+
+    assert training.stored.steps() == [4, 2]
+
+
+def unreadable(folder: Path) -> Callable[[Path], str]:
+    """A disk that gives no byte of a folder's files."""
+    sha256 = manifests.sha256
+
+    def read(path: Path) -> str:
+        if path.parent == folder:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return sha256(path)
+
+    return read
+
+
+def test_memory_that_ran_out_says_nothing_of_a_checkpoint(
+    new_training: Callable[..., Training], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = new_training()
+    training.attempt(killed_after=5)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(state_files, "load_file", raising(MemoryError()))
+        with pytest.raises(MemoryError):
+            training.attempt()
+
+    assert training.attempt()[0] == [5, 6]
+
+
+def raising(error: Exception) -> Callable[..., Any]:
+    def call(*_arguments: Any) -> Any:
+        raise error
+
+    return call
+
+
+# --- disks that are full or fail ---
+
+
+@pytest.mark.parametrize(
+    ("kind", "number", "at_least"),
+    [("write", errno.ENOSPC, 5), ("fsync", errno.EIO, 7), ("rename", errno.EIO, 1), ("mkdir", errno.ENOSPC, 1)],
+)
+def test_whatever_the_disk_refuses_the_last_checkpoint_stays_and_the_training_ends_at_the_same_bytes(
+    new_training: Callable[..., Training],
+    config: TrainingConfig,
+    tmp_path: Path,
+    kind: Kind,
+    number: int,
+    at_least: int,
+) -> None:
+    config = replace(config, max_steps=2)
+    _, unbroken = new_training(config=config).attempt(every_steps=1)
+    training = new_training(config=config)
+    training.attempt(every_steps=1, killed_after=1)
+
+    def run(fault: Fault) -> None:
+        told: list[int | None] = []
+        try:
+            assert training.attempt(every_steps=1) == ([2], unbroken)
+        except OSError as error:
+            told.append(error.errno)
+        assert told == ([number] if fault.fired else [])
+        assert training.stored.steps() == ([1] if fault.fired else [2, 1])
+        assert training.stored.differing(1) == []
+
+    failed = at_every(kind, number, tmp_path / "artifacts", run)
+
+    assert failed >= at_least
+    assert training.stored.differing(2) == []
+    assert not list((tmp_path / "artifacts" / "unfinished").iterdir())
 
 
 @pytest.mark.parametrize("changed", ["weights", "data", "settings"])
@@ -314,11 +474,11 @@ def test_a_checkpoint_of_another_run_is_not_taken(
 
 def test_another_number_of_threads_is_told(training: Training) -> None:
     training.attempt(killed_after=4)
-    path = training.stored.folder(4) / "state.json"
-    content = json.loads(path.read_text())
+    aside = training.stored.folder(4).rename(training.stored.folder(4).with_name("aside"))
+    content = json.loads((aside / "state.json").read_text())
     content["machine"]["threads"] = 64
-    with training.stored.publishing(5) as folder:
-        for file in path.parent.glob("*.safetensors"):
+    with training.stored.publishing(4) as folder:
+        for file in aside.glob("*.safetensors"):
             (folder / file.name).write_bytes(file.read_bytes())
         (folder / "state.json").write_text(json.dumps(content))
     training.attempt()

@@ -18,7 +18,7 @@ from tests.storage.rows import add_job, events_of
 from workers.data.preparation import prepare
 from workers.data.row import Row
 from workers.evaluation.job_evaluation import JobEvaluation, Subject
-from workers.evaluation.split import Split, carved
+from workers.evaluation.split import Split, carved, given
 from workers.training.checkpoints import Checkpoints
 from workers.training.config import TrainingConfig
 from workers.training.recorder import Attempt, Recorder
@@ -30,6 +30,11 @@ THINGS = [
     f"{colour} {thing}" for colour in ("red", "blue", "green", "black") for thing in ("car", "bird", "hat", "cup")
 ]
 ROWS = [Row("pairs", (thing, f"a kind of {thing} here")) for thing in THINGS]
+SCORED = [
+    Row("scored_pairs", (one, other), score=float(len(set(one.split()) & set(other.split()))))
+    for number, one in enumerate(THINGS)
+    for other in THINGS[number + 1 :: 3]
+]
 EVALUATED = {"evaluation": {"every_steps": 2, "metric": "mrr", "keep": "best"}, "early_stopping": {"patience": 2}}
 
 
@@ -57,6 +62,7 @@ class EvaluatedRun:
 
     def __init__(self, database: Database, artifacts: Path, base: Path, split: Split, config: TrainingConfig) -> None:
         self.database, self.base, self.split, self.config = database, base, split, config
+        self.method, self.rows = Contrastive.model_validate(EVALUATED), ROWS
         self.job_id = add_job(database, "running")
         self.stored = JobCheckpoints(ArtifactStore(artifacts), self.job_id)
 
@@ -64,12 +70,13 @@ class EvaluatedRun:
         """The weights at the end, and the evaluation. Raises Killed or TrainingInterrupted."""
         recorder = Recorder(self.database, Attempt(self.job_id, 1))
         trainer = Trainer(TextEncoder.load(self.base), self.split.training, self.config)
-        evaluating = JobEvaluation(trainer, self.split, Contrastive.model_validate(EVALUATED), recorder, asked)
+        evaluating = JobEvaluation(trainer, self.split, self.method, recorder, asked)
         options = Checkpointing(every_steps=3)
         checkpoints = Checkpoints(self.stored, trainer, recorder, options, evaluation=evaluating)
         with EventFile(self.stored.folder(0).parent.parent / "tensorboard") as board:
             take_steps(trainer, checkpoints, evaluating, recorder, board, asked)
-        found = evaluating.result(Subject("job", "file", lambda numbers: {number: ROWS[number] for number in numbers}))
+        subject = Subject("job", "file", lambda numbers: {number: self.rows[number] for number in numbers})
+        found = evaluating.result(subject)
         assert found is not None
         return {
             name: tensor.numpy().tobytes() for name, tensor in trainer.encoder.state_dict().items()
@@ -103,6 +110,28 @@ def test_a_run_that_is_broken_anywhere_ends_at_equal_bytes_and_an_equal_evaluati
         run = new_run()
         with pytest.raises((Killed, TrainingInterrupted)):
             run.attempt(Asked(at, kill=kill))
+        assert run.attempt(Asked(None, kill=False)) == (weights, evaluation), f"broken at {at} of {unbroken.times}"
+
+
+def test_a_run_that_is_evaluated_on_scored_pairs_goes_on_where_it_broke(
+    new_run: Callable[[], EvaluatedRun], tmp_path: Path
+) -> None:
+    def new_scored_run() -> EvaluatedRun:
+        run = new_run()
+        tokenizer = TextEncoder.load(run.base).tokenizer
+        run.split = given(run.split.training, prepare(iter(SCORED), tmp_path / "scored", tokenizer=tokenizer, limit=48))
+        run.method.evaluation.metric, run.rows = "spearman", SCORED
+        return run
+
+    unbroken = Asked(None, kill=False)
+    weights, evaluation = new_scored_run().attempt(unbroken)
+    assert evaluation["metric"] == "spearman"
+    assert evaluation["history"][0]["value"] == evaluation["metrics"][0]["base"]
+
+    for at in (1, unbroken.times // 2, unbroken.times):
+        run = new_scored_run()
+        with pytest.raises(Killed):
+            run.attempt(Asked(at, kill=True))
         assert run.attempt(Asked(None, kill=False)) == (weights, evaluation), f"broken at {at} of {unbroken.times}"
 
 

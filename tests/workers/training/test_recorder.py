@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from storage import attempts, job_history, jobs
 from storage.database import Database
 from tests.storage.rows import TEAM, add_job, events_of, job_of
+from workers.shared_page import page_of_watcher
 from workers.training import recorder as module
 from workers.training.recorder import Attempt, Recorder
 from workers.training.trainer import StepReport
+
+AWAY = Database("postgresql://postgres@/postgres?host=/nonexistent", pool_size=1)
 
 
 def report(step: int, *, total_steps: int = 100, seconds: float = 0.5, pairs_per_second: float = 20.0) -> StepReport:
@@ -104,16 +109,72 @@ def test_steps_taken_while_the_database_is_away_are_written_when_it_is_back(
     database: Database, job_id: str, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_WRITE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(module, "_TRY_AGAIN_SECONDS", 0.0)
     with monkeypatch.context() as away:
-        away.setattr(recorder, "_database", Database("postgresql://postgres@/postgres?host=/nonexistent"))
+        away.setattr(recorder, "_database", AWAY)
         recorder.step(report(1))
-        recorder.step(report(2))
+        recorder.step(report(2, total_steps=2))
     recorder.step(report(3))
 
     assert [step["step"] for step in metrics_of(database, job_id)] == [1, 2, 3]
 
 
-def test_the_last_step_waits_for_a_database_that_is_away(
+def test_what_is_said_while_the_database_is_away_is_told_when_it_is_back_in_its_order(
+    database: Database, job_id: str, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as away:
+        away.setattr(recorder, "_database", AWAY)
+        recorder.say("First")
+        recorder.step(report(1))
+        recorder.say("Second")
+    recorder.flush()
+
+    told = [event.message for event in events_of(database, job_id)][-3:]
+    assert told == ["Step 1/100: loss=1.0000", "First", "Second"]
+
+
+def test_what_was_written_although_the_answer_was_lost_is_not_written_again(
+    database: Database, job_id: str, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = attempts.record
+
+    def written_and_lost(*arguments: Any, **options: Any) -> None:
+        with database.session_across_teams() as session:
+            record(session, *arguments[1:], **options)
+        AWAY.ping()
+
+    with monkeypatch.context() as lost:
+        lost.setattr(attempts, "record", written_and_lost)
+        recorder.say("Once")
+    recorder.flush()
+
+    assert [event.message for event in events_of(database, job_id)].count("Once") == 1
+
+
+def test_a_database_that_is_away_is_left_alone_for_a_while(
+    database: Database, job_id: str, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_WRITE_EVERY_SECONDS", 0.0)
+    with monkeypatch.context() as away:
+        away.setattr(recorder, "_database", AWAY)
+        recorder.step(report(1))
+    recorder.step(report(2))
+    assert metrics_of(database, job_id) == []
+
+    recorder.step(report(3, total_steps=3))
+
+    assert [step["step"] for step in metrics_of(database, job_id)] == [1, 2, 3]
+
+
+def test_whoever_watches_knows_the_last_step_before_the_database_does(recorder: Recorder) -> None:
+    recorder.step(report(5))
+    assert page_of_watcher().step == 5
+
+    recorder.goes_on_from(3)
+    assert page_of_watcher().step == 3
+
+
+def test_the_end_waits_for_a_database_that_is_away(
     database: Database, job_id: str, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("workers.patience._PAUSE_SECONDS", 0.0)
@@ -123,11 +184,12 @@ def test_the_last_step_waits_for_a_database_that_is_away(
     def away_twice() -> None:
         tries.append(1)
         if len(tries) < 3:
-            Database("postgresql://postgres@/postgres?host=/nonexistent").ping()
+            AWAY.ping()
         write()
 
     monkeypatch.setattr(recorder, "_write", away_twice)
-    recorder.step(report(1, total_steps=1))
+    recorder.step(report(1))
+    recorder.flush()
 
     assert [step["step"] for step in metrics_of(database, job_id)] == [1]
     assert len(tries) == 3

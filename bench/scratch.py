@@ -1,0 +1,151 @@
+"""An encoder from scratch beside the one that comes along, both trained on the demo's pairs. `--help` tells more."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from api_schemas.defaults import MODEL, resolve
+from api_schemas.inputs import SCRATCH, with_scratch
+from api_schemas.jobs import Method
+from bench.machine import describe, use_physical_cores
+from encoders.prompts import Prompts
+from encoders.registry import locate
+from encoders.text import TextEncoder
+from service.demo.docstrings import Pair, build_dataset
+from service.demo.progress import Report, progress
+from service.demo.retrieval import difference, places
+from workers import scratch_base
+from workers.data.preparation import Tokenizer, prepare
+from workers.data.prepared import Prepared
+from workers.data.row import Row
+from workers.training.config import TrainingConfig
+from workers.training.trainer import StepReport, Trainer
+from workers.untokenized import Untokenized
+
+SEEDS = 3
+QUICK_PAIRS = 512
+
+EPILOG = """
+What is measured: the mean reciprocal rank of what the demo asks, names and sentences of modules that are not trained
+on, before and after a training with what `auto` stands for. Intervals are a bootstrap over the questions, each with its
+mean over the seeds. Seconds are those of a training, on this machine as it is.
+"""
+
+
+@dataclass
+class Outcome:
+    """Reciprocal ranks of the questions, (questions,), before and after training with one seed, and its seconds."""
+
+    before: np.ndarray
+    after: np.ndarray
+    seconds: float
+
+
+def main() -> None:
+    options = parse(sys.argv[1:])
+    threads = use_physical_cores()
+    print(*describe(torch.device("cuda" if torch.cuda.is_available() else "cpu"), threads), sep="\n")
+    dataset = build_dataset()
+    train = dataset.train[: options.pairs]
+    print(f"\n{len(train)} pairs to train on, {len(dataset.test)} asked about, {options.seeds} seeds\n")
+    print("| Encoder | MRR before | after | difference, 95 % interval | seeds differ by | seconds |")
+    print("|---|---|---|---|---|---|", flush=True)
+    for model in (SCRATCH, MODEL):
+        with progress(Console(stderr=True), "steps") as report:
+            outcomes = [trained(model, Method(), train, dataset.test, seed, report) for seed in range(options.seeds)]
+        print(row(model, outcomes), flush=True)
+
+
+def trained(
+    model: str, method: Method, pairs: Sequence[Pair], asked: Sequence[Pair], seed: int, report: Report
+) -> Outcome:
+    """Train a base model as a job would, and ask before and after."""
+    with tempfile.TemporaryDirectory() as folder:
+        return _trained(model, method, pairs, asked, seed, report, Path(folder))
+
+
+def row(model: str, outcomes: Sequence[Outcome]) -> str:
+    """The outcomes of all seeds as a row of the table."""
+    before, after = (np.mean([getattr(each, name) for each in outcomes], axis=0) for name in ("before", "after"))
+    found = difference("MRR", before, after)
+    by_seed = [float(each.after.mean()) for each in outcomes]
+    seconds = np.mean([each.seconds for each in outcomes])
+    return (
+        f"| {model} | {found.before:.3f} | {found.after:.3f} | {found.gain:+.3f}, {found.low:+.3f} … {found.high:+.3f} "
+        f"| {max(by_seed) - min(by_seed):.3f} | {seconds:.0f} |"
+    )
+
+
+def _trained(
+    model: str, method: Method, pairs: Sequence[Pair], asked: Sequence[Pair], seed: int, report: Report, scratch: Path
+) -> Outcome:
+    method = with_scratch(method, model)
+    began = time.perf_counter()
+    base = _from_scratch(method, pairs, seed, scratch) if model == SCRATCH else locate(model, None)
+    encoder = TextEncoder.load(base, device="cuda" if torch.cuda.is_available() else "cpu")
+    before = reciprocal_ranks(encoder, asked)
+    data = _prepared(pairs, scratch / "pairs", encoder.tokenizer, encoder.max_seq_length)
+    resolved = resolve(method, None, rows=len(pairs), max_seq_length=encoder.max_seq_length)
+    trainer = Trainer(encoder, [data], TrainingConfig.from_method(resolved.contrastive, seed=seed))
+
+    def on_step(taken: StepReport) -> None:
+        report(taken.step, taken.total_steps, f"{model}, seed {seed}, loss {taken.loss:.3f}")
+
+    trainer.run(on_step=on_step, should_stop=lambda: False)
+    return Outcome(before, reciprocal_ranks(encoder, asked), time.perf_counter() - began)
+
+
+def _from_scratch(method: Method, pairs: Sequence[Pair], seed: int, scratch: Path) -> Path:
+    options = method.contrastive.model.scratch
+    assert options is not None
+    base = scratch / "base"
+    base.mkdir()
+    source = scratch_base.Source(map(_row, pairs), _prepared(pairs, scratch / "untokenized", Untokenized(), 1))
+    scratch_base.make(base, [source], Prompts(), options, seed=seed)
+    return base
+
+
+def _prepared(pairs: Sequence[Pair], folder: Path, tokenizer: Tokenizer, limit: int) -> Prepared:
+    return prepare(map(_row, pairs), folder, tokenizer=tokenizer, limit=limit)
+
+
+def _row(pair: Pair) -> Row:
+    return Row("pairs", tuple(pair))
+
+
+def reciprocal_ranks(encoder: TextEncoder, asked: Sequence[Pair]) -> np.ndarray:
+    """Of each anchor's own positive among those of all, (asked,)."""
+    anchors, positives = (encoder.encode(texts) for texts in zip(*asked, strict=True))
+    found: np.ndarray = places(anchors, positives).reciprocal()
+    return found
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The options of a command line, defaults filled in. Exits on a wrong one."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.scratch",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--quick", action="store_true", help="does it work here? few pairs, one seed; a minute")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help=f"trainings of each encoder ({SEEDS})")
+    parser.add_argument("--pairs", type=int, help="train on so many pairs (all there are)")
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.pairs, options.seeds = options.pairs or QUICK_PAIRS, 1
+    return options
+
+
+if __name__ == "__main__":
+    main()
