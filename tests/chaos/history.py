@@ -48,7 +48,7 @@ class Answer:
             return f"answered {self.status} after {self.seconds:.1f} s"
         if self.status >= 500 and self.status != 503:
             return f"answered {self.status} ({self.code})"
-        if self.status == 503 and self.code == "service_unavailable" and self.retry_after is None:
+        if self.status == 503 and self.retry_after is None:
             return "answered 503 without Retry-After"
         return None
 

@@ -65,8 +65,8 @@ class Judge:
             if order.job_id not in self._watch.hung:
                 yield Finding(Figure.LOST, job["id"], f"still {job['status']} when all was quiet ({order.trouble})")
             return
-        yield from _on_what_was_told(order, job)
-        yield from _on_end(order, job)
+        yield from on_what_was_told(order, job)
+        yield from on_end(order, job)
         yield from self._on_events(job, client)
         if (job["status"] == "succeeded") != (model is not None):
             yield Finding(Figure.MISREPORTED, job["id"], f"{job['status']}, and {'a' if model else 'no'} model")
@@ -124,7 +124,7 @@ class Judge:
             yield Finding(Figure.LEAKED_BYTES, str(path), f"{size} bytes", size)
 
 
-def _on_what_was_told(order: Order, job: dict[str, Any]) -> Iterator[Finding]:
+def on_what_was_told(order: Order, job: dict[str, Any]) -> Iterator[Finding]:
     """Only legal moves, and no way back from an end."""
     for before, after in pairwise(order.told):
         if before.status == after.status and before.attempt <= after.attempt:
@@ -140,7 +140,7 @@ def _on_what_was_told(order: Order, job: dict[str, Any]) -> Iterator[Finding]:
         yield Finding(Figure.MISREPORTED, job["id"], f"its stream gave the events {order.seqs}")
 
 
-def _on_end(order: Order, job: dict[str, Any]) -> Iterator[Finding]:
+def on_end(order: Order, job: dict[str, Any]) -> Iterator[Finding]:
     """The end that its client wished for, or one that the fault explains."""
     code = job["error"]["code"] if job["error"] else None
     fine = {

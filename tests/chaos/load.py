@@ -74,6 +74,7 @@ class Load:
         self._resting = threading.Event()
         self._background: threading.Thread | None = None
         self._specs: Sequence[Spec] = list(SPECS.values())
+        self._tolerated: frozenset[str] = frozenset()
         self.orders: list[Order] = []
 
     def upload_files(self) -> None:
@@ -94,7 +95,7 @@ class Load:
         with self._lock:
             spec = spec or self._rng.choice(self._specs)
             number = next(self._numbers)
-            order = Order(f"{self._fleet.name}-{number}", spec, wish, codes)
+            order = Order(f"{self._fleet.name}-{number}", spec, wish, codes | self._tolerated)
             self.orders.append(order)
             life = _Life(order, self.client(f"client-{number}"), self._files[spec.file], random.Random(number))
         thread = threading.Thread(target=life.run, name=order.key, daemon=True)
@@ -121,6 +122,14 @@ class Load:
         self._resting.set()
         if self._background is not None:
             self._background.join()
+
+    def tolerate(self, codes: frozenset[str]) -> None:
+        """From now on jobs may fail with these codes, those that have not ended included."""
+        with self._lock:
+            self._tolerated = codes
+            for order in self.orders:
+                if not order.done.is_set():
+                    order.codes |= codes
 
     def await_all(self, seconds: float = _PATIENCE_SECONDS) -> None:
         """Wait until every client has its answer, or so long."""

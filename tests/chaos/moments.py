@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-Action = Literal["kill", "pause", "sleep", "raise", "allocate"]
+Action = Literal["kill", "pause", "sleep", "raise", "lose", "allocate"]
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,7 @@ class Runner:
                 raise RuntimeError(f"the undisturbed training of {name} came to nothing: {order.ended} {order.error}")
             folder = world.fleet.data / "artifacts" / "models" / models[order.job_id]["artifact"]
             self.references[name] = sha256(folder / "model.safetensors")
+        log.info("references", trained=list(orders))
 
     def run(self, plan: Plan) -> Verdict:
         """Fire what is wanted, wait until all is quiet, and judge."""
@@ -164,6 +165,9 @@ class Runner:
         failed = True
         try:
             fleet.start()
+            log.info(
+                "fleet_ready", lease=fleet.shape.lease_seconds, slowness=round(pace.slowness, 1), folder=str(folder)
+            )
             load = Load(fleet, history, rng, pace)
             load.upload_files()
             watch = Watch(fleet, Ledger(fleet.postgres), pace)

@@ -8,7 +8,7 @@ import resource
 import time
 
 from tests.chaos.faults.row import Row
-from tests.chaos.moments import Armed, Firing
+from tests.chaos.moments import Action, Armed, Firing
 from tests.chaos.shots import Shot
 from tests.chaos.specs import content
 from tests.chaos.tracing import tampering
@@ -18,7 +18,7 @@ _FIRE_SECONDS = 60.0
 _END_SECONDS = 60.0
 #: Codes with which a job may fail when its disk is full, or when the disk gives errors.
 _FULL = frozenset({"disk_full", "storage_full"})
-_BROKEN = frozenset({"disk_full", "storage_error", "training_crashed"})
+_BROKEN = frozenset({"storage_failed"})
 
 
 def _paused_trainer(shot: Shot, step: int, codes: frozenset[str]) -> tuple[str, Armed, Firing]:
@@ -97,8 +97,8 @@ def io_error(shot: Shot, calls: str) -> None:
 
 
 def io_error_at_a_moment(shot: Shot) -> None:
-    """Forcing to disk fails; it is not to be tried again on the same file."""
-    _raised(shot, errno.EIO, _BROKEN)
+    """Forcing to disk fails, and the bytes are lost; it is not to be tried again on the same file."""
+    _raised(shot, errno.EIO, _BROKEN, action="lose")
 
 
 def _tampered(shot: Shot, calls: str, how: str, codes: frozenset[str]) -> None:
@@ -113,11 +113,11 @@ def _tampered(shot: Shot, calls: str, how: str, codes: frozenset[str]) -> None:
     _await_end(shot, job_id)
 
 
-def _raised(shot: Shot, number: int, codes: frozenset[str]) -> None:
+def _raised(shot: Shot, number: int, codes: frozenset[str], action: Action = "raise") -> None:
     world = shot.world
     order = world.accepted(codes=codes)
     moment = shot.rng.choice(("writing checkpoint", "writing artifact"))
-    armed = world.moments.arm(moment, "raise", job=order.job_id, nth=shot.rng.randint(1, 8), errno=number)
+    armed = world.moments.arm(moment, action, job=order.job_id, nth=shot.rng.randint(1, 8), errno=number)
     if firing := shot.await_fired(armed, _FIRE_SECONDS):
         shot.fire(f"{errno.errorcode[number]} while {moment}, pid {firing.pid}, {order.job_id}")
     armed.disarm()

@@ -5,14 +5,17 @@ A guard that can't be found any more is written down in the folder `missing`, an
 
 import datetime
 import os
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from chaos_patching import when_imported
+from chaos_patching import when_imported, wrap
 
 _FOLDER = os.environ.get("CHAOS_FOLDER", "")
+
+Change = Callable[[ModuleType], None]
 
 
 def install() -> None:
@@ -20,9 +23,11 @@ def install() -> None:
     for guard in filter(None, os.environ.get("CHAOS_GUARDS_OFF", "").split(",")):
         for module, change in _WITHOUT[guard].items():
             when_imported(module, _or_note(guard, change))
+    if "durability" in os.environ.get("CHAOS_GUARDS_OFF", ""):
+        _ignore_failed_syncs()
 
 
-def _or_note(guard: str, change: Any) -> Any:
+def _or_note(guard: str, change: Change) -> Change:
     def try_to_change(module: ModuleType) -> None:
         try:
             change(module)
@@ -32,79 +37,111 @@ def _or_note(guard: str, change: Any) -> Any:
     return try_to_change
 
 
-def _no_fencing(attempts: ModuleType) -> None:
-    """Every attempt may write, whichever runs."""
+# --- fencing: whoever once had a job goes on with it, and writes under it ---
 
-    def running(session: Any, job_id: str, *_: Any, **__: Any) -> Any:
+
+def _any_attempt_may_write(attempts: ModuleType) -> None:
+    def running(_original: Any, session: Any, job_id: str, *_: Any) -> Any:
         return attempts.job_moves.locked(session, job_id)
 
-    attempts.running  # noqa: B018 — raises AttributeError when the product has no such guard any more
-    attempts.running = running
-    attempts.renew = lambda *_, **__: False
+    wrap(attempts, "running", running)
+
+
+def _lost_leases_are_not_noticed(held_lease: ModuleType) -> None:
+    def deaf(original: Any, *arguments: Any) -> Any:
+        try:
+            return original(*arguments)
+        except held_lease.StaleAttempt:
+            return held_lease.Orders()
+
+    wrap(held_lease.HeldLease, "renew", deaf)
+    wrap(held_lease.HeldLease, "orders", deaf)
+
+
+def _leases_never_end_here(lease: ModuleType) -> None:
+    def prolong(original: Any, kept: Any, sent: float) -> None:
+        original(kept, sent + 3600.0)
+
+    wrap(lease.KeptLease, "_prolong", prolong)
+
+
+# --- durability: written in place, whatever the disk says, and believed when it is read ---
+
+
+def _ignore_failed_syncs() -> None:
+    real = os.fsync
+
+    def fsync(descriptor: Any) -> None:
+        with suppress(OSError):
+            real(descriptor)
+
+    os.fsync = fsync
 
 
 def _in_place(artifacts: ModuleType) -> None:
-    """Files are written where they are looked for, and nothing is forced to disk."""
-
     @contextmanager
-    def publishing(self: Any, target: Path, *, name: str) -> Any:
+    def publishing(_original: Any, _store: Any, target: Path, *, name: str) -> Any:
         target.mkdir(exist_ok=True)
-        artifacts.os.fsync, kept = (lambda _: None), artifacts.os.fsync
-        try:
-            (target / artifacts.MANIFEST).write_text('{"sha256": {}}\n')
-            yield target
-            artifacts._write_manifest(target)
-        finally:
-            artifacts.os.fsync = kept
+        yield target
+        artifacts.manifests.write(target)
 
-    artifacts.ArtifactStore.publishing  # noqa: B018
-    artifacts.ArtifactStore.publishing = publishing
-    artifacts.differing = lambda _folder: []
+    wrap(artifacts.ArtifactStore, "publishing", publishing)
+
+
+def _nothing_differs(manifests: ModuleType) -> None:
+    wrap(manifests, "differing", lambda _original, _folder: [])
+
+
+# --- state: a resumed training begins its epoch anew ---
 
 
 def _sampler_not_restored(trainer: ModuleType) -> None:
-    """A resumed training begins its epoch anew."""
-    original = trainer.Trainer.load_state_dict
-
-    def load_state_dict(self: Any, state: dict[str, Any]) -> None:
+    def load_state_dict(original: Any, self: Any, state: Mapping[str, Any]) -> None:
         original(self, state)
         self.position = self.batches.start
 
-    trainer.Trainer.load_state_dict = load_state_dict
+    wrap(trainer.Trainer, "load_state_dict", load_state_dict)
+
+
+# --- outbox: tasks are handed over after the commit by whoever committed, or never ---
 
 
 def _no_outbox(queue: ModuleType) -> None:
-    """Tasks are handed over after the commit, by whoever committed, or never."""
     waiting: list[tuple[str, list[Any]]] = []
 
-    def put(_session: Any, _team: str, task: str, arguments: Any) -> None:
+    def put(_original: Any, _session: Any, _team: str, task: str, arguments: Any) -> None:
         waiting.append((task, list(arguments)))
 
-    def dispatch_soon(_database: Any, redis: Any) -> None:
+    def dispatch_soon(_original: Any, _database: Any, redis: Any) -> None:
         while waiting:
             queue.enqueue(redis, *waiting.pop())
 
-    queue.put  # noqa: B018
-    queue.put = put
-    queue.dispatch_soon = dispatch_soon
-    queue.dispatch = lambda _database, redis: dispatch_soon(None, redis) or 0
-    queue.is_alive = lambda *_: True  # the reconciler's look into the queue, which finds lost tasks too
+    wrap(queue, "put", put)
+    wrap(queue, "dispatch_soon", dispatch_soon)
+    wrap(queue, "dispatch", lambda _original, *_: 0)
+    # The look into the queue finds what the outbox has lost, and the other way round.
+    wrap(queue, "top_up", lambda _original, *_, **__: 0)
 
 
-def _own_clock(attempts: ModuleType) -> None:
-    """Leases are reckoned by the clock of whoever asks."""
+# --- clock: leases are reckoned by the clock of whoever asks ---
+
+
+def _own_clock(leases: ModuleType) -> None:
     from sqlalchemy import bindparam
 
-    attempts._NOW  # noqa: B018
-    attempts._NOW = bindparam(
-        "here_and_now", callable_=lambda: datetime.datetime.now(datetime.UTC), type_=attempts.Job.lease_expires_at.type
-    )
+    leases._NOW  # noqa: B018 — raises AttributeError when the product has no such name any more
+    now: Callable[[], datetime.datetime] = lambda: datetime.datetime.now(datetime.UTC)  # noqa: E731
+    leases._NOW = bindparam("here_and_now", callable_=now, type_=leases.Lease.expires_at.type)
 
 
-_WITHOUT: dict[str, dict[str, Any]] = {
-    "fencing": {"storage.attempts": _no_fencing},
-    "durability": {"storage.artifacts": _in_place},
+_WITHOUT: dict[str, dict[str, Change]] = {
+    "fencing": {
+        "storage.attempts": _any_attempt_may_write,
+        "storage.held_lease": _lost_leases_are_not_noticed,
+        "workers.lease": _leases_never_end_here,
+    },
+    "durability": {"storage.artifacts": _in_place, "storage.manifests": _nothing_differs},
     "state": {"workers.training.trainer": _sampler_not_restored},
     "outbox": {"storage.queue": _no_outbox},
-    "clock": {"storage.attempts": _own_clock},
+    "clock": {"storage.leases": _own_clock},
 }

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from types import ModuleType
 from typing import Any
 
@@ -20,6 +21,7 @@ _STEP_SECONDS = float(os.environ.get("CHAOS_STEP_SECONDS", "0"))
 
 _listdir, _rename, _replace, _fsync, _getpid = os.listdir, os.rename, os.replace, os.fsync, os.getpid
 _seen: dict[str, int] = {}
+_syncing_path = ""
 
 
 def install() -> None:
@@ -27,7 +29,6 @@ def install() -> None:
     os.rename = _renaming(_rename)
     os.replace = _renaming(_replace)
     os.fsync = _syncing
-    when_imported("storage.attempts", _short_leases)
     when_imported("workers.training.trainer", _in_steps)
     when_imported("psycopg", _around_commits)
     when_imported("storage.queue", _before_enqueueing)
@@ -98,6 +99,15 @@ def _raise(_name: str, armed: dict[str, Any]) -> None:
     raise OSError(armed["errno"], os.strerror(armed["errno"]))
 
 
+def _lose(_name: str, armed: dict[str, Any]) -> None:
+    """What a disk does that fails as bytes are forced onto it: they are gone, and it says so once."""
+    with suppress(IsADirectoryError), open(_syncing_path, "r+b") as target:  # noqa: PTH123
+        size = target.seek(0, os.SEEK_END)
+        target.truncate(size // 2)
+        target.truncate(size)
+    _raise(_name, armed)
+
+
 def _allocate(_name: str, armed: dict[str, Any]) -> None:
     """Fill memory as a batch that is too large would: MemoryError, or the kernel's killer, ends it."""
     held = []
@@ -106,7 +116,7 @@ def _allocate(_name: str, armed: dict[str, Any]) -> None:
         time.sleep(0)
 
 
-_ACTIONS = {"kill": _kill, "pause": _pause, "sleep": _sleep, "raise": _raise, "allocate": _allocate}
+_ACTIONS = {"kill": _kill, "lose": _lose, "pause": _pause, "sleep": _sleep, "raise": _raise, "allocate": _allocate}
 
 
 # --- the moments ---
@@ -125,8 +135,9 @@ def _renaming(original: Any) -> Any:
 
 
 def _syncing(descriptor: Any) -> None:
+    global _syncing_path
     number = descriptor if isinstance(descriptor, int) else descriptor.fileno()
-    path = os.readlink(f"/proc/self/fd/{number}")  # noqa: PTH115
+    path = _syncing_path = os.readlink(f"/proc/self/fd/{number}")  # noqa: PTH115
     kind = "checkpoint" if "/checkpoint-" in path else _kind_of(path)
     reached("fsync")
     if "/unfinished/" in path:
@@ -138,11 +149,6 @@ def _kind_of(path: Any) -> str | None:
     folders = {"checkpoints": "checkpoint", "models": "model", "files": "file", "parts": "part"}
     words = str(path).split("/artifacts/", 1)
     return folders.get(words[1].partition("/")[0]) if len(words) == 2 else None
-
-
-def _short_leases(module: ModuleType) -> None:
-    if hasattr(module, "LEASE_SECONDS"):
-        module.LEASE_SECONDS = float(os.environ["LIKENESS_LEASE_SECONDS"])
 
 
 def _in_steps(module: ModuleType) -> None:
