@@ -74,7 +74,8 @@ class Installation:
     def validate(self, file_id: str) -> None:
         """Validate a file, as a worker does whose turn it is."""
         validating.validate(self.settings, self.database, file_id, threading.Event())
-        queue.dispatch_soon(self.database, self.service.redis)
+        with queue.connect(self.settings.required_redis_url) as redis:
+            queue.dispatch_soon(self.database, redis)
 
     def create_job(self, training_file: str, *, max_steps: int = 3, prepared: bool = True, **arguments: Any) -> Any:
         """Create a short job on the tiny encoder and, unless told otherwise, prepare it as a worker does."""

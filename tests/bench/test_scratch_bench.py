@@ -17,7 +17,7 @@ def test_an_encoder_from_scratch_is_trained_and_asked() -> None:
         {
             "contrastive": {
                 "model": {"scratch": {"layers": 1, "hidden_size": 64}},
-                "hyperparameters": {"max_steps": 4, "batch_size": 8, "precision": "fp32"},
+                "hyperparameters": {"max_steps": 40, "n_epochs": 40, "batch_size": 8, "precision": "fp32"},
             }
         }
     )

@@ -239,7 +239,7 @@ def _assert_ended(installation: Installation, upload_id: str, ids: list[str], co
 def _sweep(installation: Installation) -> None:
     Reconciler(
         installation.database, installation.service.redis, ArtifactStore(installation.settings.artifacts_dir)
-    ).tick()
+    ).sweep()
 
 
 # Crashes and faults

@@ -115,7 +115,7 @@ def _some_values(table: sa.Table) -> dict[str, Any]:
 
 
 def _some_value(kind: Any) -> Any:
-    for types, value in (((sa.Integer,), 1), ((sa.Boolean,), True), ((sa.Text,), "x"), ((sa.JSON,), {})):
+    for types, value in (((sa.Integer, sa.Float), 1), ((sa.Boolean,), True), ((sa.Text,), "x"), ((sa.JSON,), {})):
         if isinstance(kind, types):
             return value
     return sa.func.now()

@@ -238,7 +238,7 @@ def test_folders_of_models_that_were_never_made_are_removed(database: Database, 
     with store.publishing_model(f"{job_id}-1") as folder:
         (folder / "model.safetensors").touch()
 
-    Reconciler(database, redis, store).tick()
+    Reconciler(database, redis, store).sweep()
 
     assert store.models() == []
 
@@ -246,7 +246,7 @@ def test_folders_of_models_that_were_never_made_are_removed(database: Database, 
 def test_a_database_that_was_made_anew_removes_nothing_of_the_old_ones(
     database: Database, redis: Redis, tmp_path: Path
 ) -> None:
-    Reconciler(database, redis, ArtifactStore(tmp_path)).tick()
+    Reconciler(database, redis, ArtifactStore(tmp_path)).sweep()
     with database.session_across_teams() as session:
         session.execute(text("UPDATE teams SET created_at = clock_timestamp()"))
     (tmp_path / "files" / "file-of-the-old-one").touch()
@@ -254,7 +254,9 @@ def test_a_database_that_was_made_anew_removes_nothing_of_the_old_ones(
     (tmp_path / "checkpoints" / "ftjob-of-the-old-one").mkdir()
     job_id = add_job(database)
 
-    Reconciler(database, redis, ArtifactStore(tmp_path)).tick()
+    reconciler = Reconciler(database, redis, ArtifactStore(tmp_path))
+    reconciler.tick()
+    reconciler.sweep()
 
     assert waiting(redis, "gpu") == [f"train-{job_id}-1"]
     assert [path.name for path in (tmp_path / "files").iterdir()] == ["file-of-the-old-one"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -65,8 +65,11 @@ def method(**hyperparameters: object) -> Contrastive:
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> None:
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
     torch.set_num_threads(1)  # two spin for each other where another process is busy
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -198,7 +198,7 @@ def test_a_limit_of_memory_that_is_real(tiny_folder, tmp_path):
     command = [sys.executable, "-c", LIMITED, str(tiny_folder), str(tmp_path / "entry")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "Step 1 ran out of memory. micro_batch_size is 150 from here on" in done.stdout
+    assert "ran out of memory. micro_batch_size is 150 from here on" in done.stdout
     assert done.stdout.splitlines()[-1] == "step 2"
 
 

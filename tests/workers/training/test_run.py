@@ -250,7 +250,7 @@ def test_a_tuned_model_whose_bytes_were_altered_is_not_trained_on(
     content[-1] ^= 1
     weights.write_bytes(content)
 
-    failed = shared.train(shared.create_job(pairs_file, model=tuned))
+    failed = shared.openai.fine_tuning.jobs.retrieve(shared.create_job(pairs_file, model=tuned).id)
 
     assert (failed.status, failed.error.code) == ("failed", "artifact_corrupt")
     assert "model.safetensors" in failed.error.message
@@ -408,7 +408,7 @@ class LosingDatabase(Database):
     def session_across_teams(self) -> Iterator[Session]:
         with super().session_across_teams() as session:
             yield session
-            makes_a_model = any(isinstance(row, Model) for row in session.new)
+            makes_a_model = any(isinstance(row, Model) for row in session)
         if makes_a_model and not self.lost:
             self.lost += 1
             raise OperationalError("COMMIT", None, ConnectionResetError())
