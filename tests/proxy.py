@@ -41,7 +41,7 @@ class Proxy:
             for key, _ in self._selector.select(0.05):
                 if key.data is None:
                     self._accept()
-                else:
+                elif key.fd in self._selector.get_map():  # else its other end was closed just before
                     self._move(key.fileobj, key.data)  # type: ignore[arg-type]
 
     def _accept(self) -> None:
@@ -61,7 +61,8 @@ class Proxy:
             given = b""
         if not given and not self.silent:
             for end in (source, target):
-                self._selector.unregister(end)
+                if end.fileno() in self._selector.get_map():
+                    self._selector.unregister(end)
                 end.close()
         elif not given:
             self._selector.unregister(source)  # the other end never hears of it
