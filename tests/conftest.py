@@ -37,6 +37,9 @@ _FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 
 @pytest.fixture(scope="session", autouse=True)
 def _environment() -> None:
+    # For the processes that tests start: as many run side by side, and what is compared with what a test computes
+    # itself, in one thread, must be computed in one.
+    os.environ["OMP_NUM_THREADS"] = "1"
     # Lines of requests that end after a test's output was taken would land in the report.
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
     # A developer's own settings must not reach a test, nor a test another's servers.

@@ -91,7 +91,8 @@ class Installation:
     def prepare(self, job: Any) -> Any:
         """Tokenize the job's files and queue it, as a worker does. Nothing happens while a file isn't validated."""
         preparing.prepare(self.settings, self.database, job.id, threading.Event())
-        queue.dispatch_soon(self.database, self.service.redis)
+        with queue.connect(self.settings.required_redis_url) as redis:
+            queue.dispatch_soon(self.database, redis)
         return self.openai.fine_tuning.jobs.retrieve(job.id)
 
     def train(self, job: Any) -> Any:
