@@ -10,7 +10,7 @@ import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,7 +129,9 @@ class ArtifactStore:
         unless the whole has the MD5 given, `storage_full` or `storage_failed`.
         """
         paths = [(self.part(upload_id, part.sha256), part.sha256) for part in parts]
-        return await self.write_file(file_id, _verified_chunks(paths, md5))
+        # Closed here, and not some time later: a disk that is full ends the writing in the middle of a part.
+        async with aclosing(_verified_chunks(paths, md5)) as chunks:
+            return await self.write_file(file_id, chunks)
 
     def uploads_with_parts(self) -> list[str]:
         """Ids of the uploads that bytes are kept for."""
