@@ -9,7 +9,7 @@ import math
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -257,7 +257,7 @@ def corrupt_model(name: str, damage: str) -> LikenessError:
     )
 
 
-async def _verified_chunks(paths: Sequence[tuple[Path, str]], md5: str | None) -> AsyncIterator[bytes]:
+async def _verified_chunks(paths: Sequence[tuple[Path, str]], md5: str | None) -> AsyncGenerator[bytes, None]:
     """The content of files in order, each checked against its SHA-256 and all of it against `md5`."""
     whole = hashlib.md5(usedforsecurity=False)
     for index, (path, expected) in enumerate(paths):

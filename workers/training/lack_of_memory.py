@@ -46,5 +46,12 @@ def is_lack_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out; torch's CPU allocator raises a bare RuntimeError."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    said = ("can't allocate memory", "not enough memory", "ALLOC_FAILED", "std::bad_alloc")
+    # The last of them is oneDNN's, which has no other word for it.
+    said = (
+        "can't allocate memory",
+        "not enough memory",
+        "ALLOC_FAILED",
+        "std::bad_alloc",
+        "could not create a primitive",
+    )
     return any(phrase in str(error) for phrase in said)
