@@ -27,6 +27,7 @@ from tests.installation import (
     running_installation,
     url_of_database,
 )
+from tests.proxies import PostgresProxy, running
 
 #: Under xdist, in the process that starts the others: where their servers are.
 _servers_of_run: tuple[str, str] | None = None
@@ -96,6 +97,14 @@ def database_url(servers: tuple[str, str]) -> Iterator[str]:
     """A migrated database of the test's own."""
     with own_database(servers[0]) as url:
         yield url
+
+
+@pytest.fixture
+def proxy(database_url: str) -> Iterator[PostgresProxy]:
+    """A way to the test's database that can be made to swallow what it is given."""
+    proxy = PostgresProxy(database_url)
+    with running(proxy):
+        yield proxy
 
 
 @pytest.fixture

@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 from sqlalchemy import delete, exists, func, select, text, update
 from sqlalchemy.exc import OperationalError
@@ -11,7 +8,7 @@ from sqlalchemy.orm import aliased
 from storage.database import Database
 from storage.tables import ApiKey, File, Job, Model
 from tests.processes import until
-from tests.proxy import Proxy
+from tests.proxies import PostgresProxy
 from tests.storage.rows import OTHER_TEAM, TEAM, add_file, add_job, add_team, file_of
 
 
@@ -133,33 +130,26 @@ def test_a_server_that_is_away_is_an_operational_error() -> None:
         away.ping()
 
 
-@pytest.fixture
-def proxy(database_url: str, tmp_path: Path) -> Iterator[Proxy]:
-    proxy = Proxy(tmp_path, database_url)
-    yield proxy
-    proxy.close()
-
-
 def test_a_network_that_swallows_what_it_is_given_is_given_up_and_the_next_connection_is_a_new_one(
-    proxy: Proxy,
+    proxy: PostgresProxy,
 ) -> None:
     through = Database(proxy.url, pool_size=1, answer_seconds=0.3)
     alone = through.connect_alone()
     with through.session_across_teams() as session:
         session.execute(select(func.count(File.id)))
-        proxy.silent = True
+        proxy.fall_silent()
         with pytest.raises(OperationalError):
             session.execute(select(func.count(File.id)))
-        proxy.silent = False
+        proxy.recover()
         session.get_transaction().rollback()
     until(lambda: answers(through))
 
-    proxy.silent = True
+    proxy.fall_silent()
     with pytest.raises(OperationalError):
         alone.execute(text("SELECT 1"))
     assert alone.invalidated
     alone.close()
-    proxy.silent = False
+    proxy.recover()
     through.dispose()
 
 

@@ -9,7 +9,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ from storage.checkpoints import JobCheckpoints
 from storage.search_trials import SearchTrials
 from tests.faults import Fault, Kind, at_every
 from tests.markdown import ROOT
+from tests.storage.deeds import CONTENT, fill, keep_checkpoint, keep_trial, publish, send_part, upload
 
-CONTENT = b"one\n" * 1000
 #: What is refused, how, and whether it is done all the same.
 TROUBLES: list[tuple[Kind, int, bool]] = [
     ("write", errno.ENOSPC, False),
@@ -36,11 +36,6 @@ TROUBLES: list[tuple[Kind, int, bool]] = [
     ("mkdir", errno.ENOSPC, False),
 ]
 IDS = [f"{errno.errorcode[number]} at a {kind}{' that is done' if done else ''}" for kind, number, done in TROUBLES]
-
-
-async def stream() -> AsyncIterator[bytes]:
-    yield CONTENT[:100]
-    yield CONTENT[100:]
 
 
 @pytest.fixture
@@ -61,18 +56,6 @@ def refusal_of(act: Callable[[], object]) -> Exception | None:
 
 
 # --- files and parts ---
-
-
-def upload(store: ArtifactStore) -> None:
-    asyncio.run(store.write_file("file-1", stream()))
-
-
-def send_part(store: ArtifactStore) -> None:
-    async def run() -> None:
-        async with store.receiving_part("upload-1", stream()) as part:
-            store.keep_part("upload-1", part)
-
-    asyncio.run(run())
 
 
 def assemble(store: ArtifactStore) -> None:
@@ -113,29 +96,8 @@ def test_bytes_received_are_kept_whole_or_refused_with_a_reason(
 # --- folders ---
 
 
-def fill(folder: Path) -> None:
-    (folder / "model.safetensors").write_bytes(CONTENT)
-    (folder / "1_Pooling").mkdir()
-    (folder / "1_Pooling" / "config.json").write_text("{}")
-
-
-def publish(store: ArtifactStore) -> None:
-    with store.publishing_model("ftjob-1-1") as folder:
-        fill(folder)
-
-
-def keep_checkpoint(store: ArtifactStore) -> None:
-    with JobCheckpoints(store, "ftjob-1").publishing(4) as folder:
-        fill(folder)
-
-
 def keep_first_checkpoint(store: ArtifactStore) -> None:
     with JobCheckpoints(store, "ftjob-2").publishing(4) as folder:
-        fill(folder)
-
-
-def keep_trial(store: ArtifactStore) -> None:
-    with SearchTrials(store, "ftjob-1").publishing("trial", 1) as folder:
         fill(folder)
 
 

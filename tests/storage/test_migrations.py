@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -34,17 +33,6 @@ ALLOWED = {
     "ALTER TABLE jobs ALTER COLUMN max_seq_length DROP NOT NULL": "who writes a length goes on writing it",
     "ALTER TABLE models ALTER COLUMN max_seq_length DROP NOT NULL": "who writes a length goes on writing it",
 }
-
-
-@pytest.fixture
-def empty(database_url: str) -> Iterator[Database]:
-    """A database without any table of ours."""
-    database = Database(database_url, pool_size=3)
-    with database.engine.begin() as connection:
-        connection.execute(text("DROP SCHEMA public CASCADE"))
-        connection.execute(text("CREATE SCHEMA public"))
-    yield database
-    database.dispose()
 
 
 def _upgrade(database: Database, revision: str) -> list[str]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,58 +11,16 @@ import pytest
 
 from storage import manifests
 from storage.artifacts import ArtifactStore
-from storage.checkpoints import JobCheckpoints
-from storage.search_trials import SearchTrials
 from tests.power_loss import Names, PowerLoss, losing_power
-
-CONTENT = b"one\n" * 1000
-
-
-async def stream() -> AsyncIterator[bytes]:
-    yield CONTENT[:100]
-    yield CONTENT[100:]
-
-
-def fill(folder: Path) -> None:
-    (folder / "model.safetensors").write_bytes(CONTENT)
-    (folder / "1_Pooling" / "more").mkdir(parents=True)
-    (folder / "1_Pooling" / "more" / "config.json").write_text("{}")
-
-
-def upload(store: ArtifactStore) -> None:
-    asyncio.run(store.write_file("file-1", stream()))
-
-
-def send_part(store: ArtifactStore) -> None:
-    async def run() -> None:
-        async with store.receiving_part("upload-1", stream()) as part:
-            store.keep_part("upload-1", part)
-
-    asyncio.run(run())
-
-
-def publish(store: ArtifactStore) -> None:
-    with store.publishing_model("ftjob-1-1") as folder:
-        fill(folder)
-
-
-def keep_checkpoint(store: ArtifactStore) -> None:
-    with JobCheckpoints(store, "ftjob-1").publishing(3) as folder:
-        fill(folder)
-
-
-def keep_trial(store: ArtifactStore) -> None:
-    with SearchTrials(store, "ftjob-1").publishing("trial", 0) as folder:
-        fill(folder)
-
+from tests.storage.deeds import CONTENT, keep_checkpoint, keep_trial, publish, send_part, upload
 
 #: What is done, and where its result is.
 DEEDS: dict[str, tuple[Callable[[ArtifactStore], None], str]] = {
     "an upload": (upload, "files/file-1"),
     "a part": (send_part, "parts/upload-1"),
     "a model": (publish, "models/ftjob-1-1"),
-    "a checkpoint": (keep_checkpoint, "checkpoints/ftjob-1/3"),
-    "a trial": (keep_trial, "checkpoints/ftjob-1/trial-0"),
+    "a checkpoint": (keep_checkpoint, "checkpoints/ftjob-1/4"),
+    "a trial": (keep_trial, "checkpoints/ftjob-1/trial-1"),
 }
 
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 
 import pytest
 from alembic import command
@@ -13,17 +12,6 @@ from storage import schema
 from storage.database import _CONNECT_ARGUMENTS, Database
 from storage.tables import Base, Team
 from tests.storage.rows import TEAM
-
-
-@pytest.fixture
-def empty(database_url: str) -> Iterator[Database]:
-    """A database without any table of ours."""
-    database = Database(database_url, pool_size=2)
-    with database.engine.begin() as connection:
-        connection.execute(text("DROP SCHEMA public CASCADE"))
-        connection.execute(text("CREATE SCHEMA public"))
-    yield database
-    database.dispose()
 
 
 def test_migrations_lead_to_the_tables_of_the_code(database: Database) -> None:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 from sqlalchemy import text
@@ -11,7 +10,7 @@ from storage import attempts, jobs
 from storage.database import Database
 from storage.held_lease import HeldLease
 from tests.processes import until
-from tests.proxy import Proxy
+from tests.proxies import PostgresProxy
 from tests.storage.rows import TEAM, add_job, expire_lease, job_of, lease_of, rescue
 from workers.lease import KeptLease, answer_within
 from workers.shared_page import SharedPage
@@ -37,13 +36,6 @@ def take(database: Database) -> Iterator[Take]:
     yield begin
     for page in pages:
         page.close()
-
-
-@pytest.fixture
-def proxy(database_url: str, tmp_path: Path) -> Iterator[Proxy]:
-    proxy = Proxy(tmp_path, database_url)
-    yield proxy
-    proxy.close()
 
 
 def test_a_lease_is_renewed_while_the_main_thread_is_busy(database: Database, take: Take) -> None:
@@ -117,24 +109,26 @@ def test_a_lease_is_kept_while_all_jobs_are_locked(database: Database, take: Tak
 
 
 def test_a_network_that_swallows_everything_costs_the_lease_in_time_and_is_used_again_when_it_is_back(
-    database: Database, take: Take, proxy: Proxy
+    database: Database, take: Take, proxy: PostgresProxy
 ) -> None:
     job_id = add_job(database)
     through = Database(proxy.url, pool_size=1)
     with take(job_id, through) as lease:
         first = lease.ends
         until(lambda: lease.ends > first)
-        proxy.silent = True
+        proxy.fall_silent()
         until(lambda: time.monotonic() > lease.stops)
         assert time.monotonic() < lease.ends + 1
         assert not lease.lost, "nobody could say so"
 
-        proxy.silent = False
+        proxy.recover()
         until(lambda: lease.stops > time.monotonic())
     through.dispose()
 
 
-def test_time_that_a_renewal_takes_counts_against_the_lease(database: Database, take: Take, proxy: Proxy) -> None:
+def test_time_that_a_renewal_takes_counts_against_the_lease(
+    database: Database, take: Take, proxy: PostgresProxy
+) -> None:
     job_id = add_job(database)
     through = Database(proxy.url, pool_size=1)
     lease = take(job_id, through, seconds=1.0)

@@ -16,7 +16,7 @@ from storage.artifacts import ArtifactStore
 from storage.database import Database
 from tests.installation import PAIRS, Installation
 from tests.processes import pids_with, until
-from tests.proxy import Proxy
+from tests.proxies import PostgresProxy, running
 from tests.storage.rows import add_job, events_of, job_of
 from tests.workers import stub_trainings
 from tests.workers.following import long_job, meanwhile, messages_of, status_of, until_training
@@ -200,28 +200,25 @@ def test_a_job_that_runs_for_longer_than_it_may_is_stopped_by_its_worker_alone(
 
 
 def test_a_worker_that_is_cut_off_stops_its_training_before_its_lease_ends_and_gives_the_job_back_later(
-    installation: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = installation.create_job(installation.upload(PAIRS))
     monkeypatch.setattr(tasks, "_start_training", stub_trainings.start(stub_trainings.LEAVES))
     monkeypatch.setenv("LIKENESS_LEASE_SECONDS", "4")
     monkeypatch.setattr(tasks, "_ANSWER_SECONDS", 0.5)
-    proxy = Proxy(tmp_path, installation.settings.required_database_url)
+    proxy = PostgresProxy(installation.settings.required_database_url)
     monkeypatch.setenv("DATABASE_URL", proxy.url)
 
     def cut_off() -> None:
         until(lambda: pids_with(job.id))
-        proxy.silent = True
+        proxy.fall_silent()
         until(lambda: not pids_with(job.id))
         assert attempts_expired(installation.database) == [], "it has stopped in time"
         assert status_of(installation, job.id) == "running"
-        proxy.silent = False
+        proxy.recover()
 
-    try:
-        with meanwhile(cut_off):
-            tasks.train(job.id, 1)
-    finally:
-        proxy.close()
+    with running(proxy), meanwhile(cut_off):
+        tasks.train(job.id, 1)
 
     again = installation.openai.fine_tuning.jobs.retrieve(job.id)
     assert (again.status, again.attempt) == ("queued", 2)

@@ -17,6 +17,7 @@ from storage.database import Database
 from storage.search_trials import SearchTrials
 from tests.encoders.tiny_encoder import write_tiny_encoder
 from tests.storage.rows import add_job, events_of
+from tests.threads import one_thread
 from workers.data.preparation import prepare
 from workers.data.row import Row
 from workers.evaluation.groups import items_of
@@ -65,11 +66,9 @@ def method(**hyperparameters: object) -> Contrastive:
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # two spin for each other where another process is busy
-    yield
-    torch.set_num_threads(before)
+def in_one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="session")

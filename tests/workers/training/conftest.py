@@ -5,10 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from encoders.text import TextEncoder
 from tests.encoders.tiny_encoder import write_tiny_encoder
+from tests.threads import one_thread
 from tests.workers.data.rows import pair
 from workers.data.preparation import prepare
 from workers.data.prepared import Prepared
@@ -45,12 +45,9 @@ CONFIG = TrainingConfig(
 
 
 @pytest.fixture(autouse=True, scope="package")
-def one_thread() -> Iterator[None]:
-    """Where another process is busy, OpenMP's threads spin for each other: a step of 20 ms takes 2 s."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def in_one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="session")
