@@ -22,11 +22,12 @@ from api_schemas.jobs import Method
 from bench.loss_results import markdown
 from bench.machine import describe, use_physical_cores
 from bench.train_data import prepared, texts
+from bench.train_quality import reciprocal_ranks
 from encoders.registry import locate
 from encoders.text import TextEncoder
 from service.demo.docstrings import build_dataset
 from service.demo.progress import progress
-from service.demo.retrieval import Difference, difference, places
+from service.demo.retrieval import Difference, difference
 from workers.training.config import TrainingConfig
 from workers.training.trainer import Trainer
 
@@ -112,14 +113,11 @@ def in_words(method: Method) -> str:
 def trained(method: Method, options: argparse.Namespace) -> tuple[int, np.ndarray]:
     """Train once: its steps, and the reciprocal rank of each held-out question's answer, (n,) float64."""
     encoder = TextEncoder.load(locate(MODEL, None), device="cuda" if torch.cuda.is_available() else "cpu")
-    held_out = build_dataset().test
     with tempfile.TemporaryDirectory() as folder:
         data = prepared(texts("short", options.pairs), encoder.tokenizer, Path(folder) / "pairs")
         trainer = Trainer(encoder, [data], TrainingConfig.from_method(method.contrastive, seed=options.seed))
         trainer.run(on_step=lambda _: None, should_stop=lambda: False)
-    queries = encoder.encode([pair.anchor for pair in held_out])
-    documents = encoder.encode([pair.positive for pair in held_out])
-    return trainer.step, places(queries, documents).reciprocal()
+    return trainer.step, reciprocal_ranks(encoder, build_dataset().test)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

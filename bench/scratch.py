@@ -18,16 +18,15 @@ from api_schemas.defaults import MODEL, resolve
 from api_schemas.inputs import SCRATCH, with_scratch
 from api_schemas.jobs import Method
 from bench.machine import describe, use_physical_cores
+from bench.train_data import Texts, prepared, rows
+from bench.train_quality import reciprocal_ranks
 from encoders.prompts import Prompts
 from encoders.registry import locate
 from encoders.text import TextEncoder
 from service.demo.docstrings import Pair, build_dataset
 from service.demo.progress import Report, progress
-from service.demo.retrieval import difference, places
+from service.demo.retrieval import difference
 from workers import scratch_base
-from workers.data.preparation import Tokenizer, prepare
-from workers.data.prepared import Prepared
-from workers.data.row import Row
 from workers.training.config import TrainingConfig
 from workers.training.trainer import StepReport, Trainer
 from workers.untokenized import Untokenized
@@ -94,7 +93,7 @@ def _trained(
     base = _from_scratch(method, pairs, seed, scratch) if model == SCRATCH else locate(model, None)
     encoder = TextEncoder.load(base, device="cuda" if torch.cuda.is_available() else "cpu")
     before = reciprocal_ranks(encoder, asked)
-    data = _prepared(pairs, scratch / "pairs", encoder.tokenizer, encoder.max_seq_length)
+    data = prepared(Texts(pairs, encoder.max_seq_length), encoder.tokenizer, scratch / "pairs")
     resolved = resolve(method, None, rows=len(pairs), max_seq_length=encoder.max_seq_length)
     trainer = Trainer(encoder, [data], TrainingConfig.from_method(resolved.contrastive, seed=seed))
 
@@ -110,24 +109,10 @@ def _from_scratch(method: Method, pairs: Sequence[Pair], seed: int, scratch: Pat
     assert options is not None
     base = scratch / "base"
     base.mkdir()
-    source = scratch_base.Source(map(_row, pairs), _prepared(pairs, scratch / "untokenized", Untokenized(), 1))
+    untokenized = prepared(Texts(pairs, Untokenized.max_seq_length), Untokenized(), scratch / "untokenized")
+    source = scratch_base.Source(rows(pairs), untokenized)
     scratch_base.make(base, [source], Prompts(), options, seed=seed)
     return base
-
-
-def _prepared(pairs: Sequence[Pair], folder: Path, tokenizer: Tokenizer, limit: int) -> Prepared:
-    return prepare(map(_row, pairs), folder, tokenizer=tokenizer, limit=limit)
-
-
-def _row(pair: Pair) -> Row:
-    return Row("pairs", tuple(pair))
-
-
-def reciprocal_ranks(encoder: TextEncoder, asked: Sequence[Pair]) -> np.ndarray:
-    """Of each anchor's own positive among those of all, (asked,)."""
-    anchors, positives = (encoder.encode(texts) for texts in zip(*asked, strict=True))
-    found: np.ndarray = places(anchors, positives).reciprocal()
-    return found
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

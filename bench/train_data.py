@@ -5,7 +5,7 @@ All are real: what the standard library calls its things, and what it says they 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import mean
@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, get_args
 from encoders.tokenizer import TextTokenizer
 from service.demo.docstrings import Pair, build_dataset, words
 from service.demo.library import standard_library
-from workers.data.preparation import prepare
+from workers.data.preparation import Tokenizer, prepare
 from workers.data.prepared import Prepared
 from workers.data.row import Row
 
@@ -28,7 +28,7 @@ LONG_TOKENS = 120
 class Texts(NamedTuple):
     """Pairs, and how many tokens of a text are read."""
 
-    pairs: list[Pair]
+    pairs: Sequence[Pair]
     max_seq_length: int
 
 
@@ -46,10 +46,14 @@ def texts(kind: Kind, rows: int) -> Texts:
     return Texts(_first([Pair(*two) for two in zip(runs[::2], runs[1::2], strict=False)], rows), LONG_TOKENS)
 
 
-def prepared(texts: Texts, tokenizer: TextTokenizer, folder: Path) -> Prepared:
+def rows(pairs: Sequence[Pair]) -> Iterator[Row]:
+    """The pairs as a file of them is read."""
+    return (Row("pairs", tuple(pair)) for pair in pairs)
+
+
+def prepared(texts: Texts, tokenizer: Tokenizer, folder: Path) -> Prepared:
     """The pairs as Likeness' trainer reads them."""
-    rows = (Row("pairs", tuple(pair)) for pair in texts.pairs)
-    return prepare(rows, folder, tokenizer=tokenizer, limit=texts.max_seq_length)
+    return prepare(rows(texts.pairs), folder, tokenizer=tokenizer, limit=texts.max_seq_length)
 
 
 def tokens_of(texts: Texts, tokenizer: TextTokenizer) -> tuple[float, int]:

@@ -9,11 +9,19 @@ import numpy as np
 
 from bench.train_contestants import TITLES, Name, Training, train
 from bench.train_data import texts
-from service.demo.docstrings import build_dataset
+from encoders.text import TextEncoder
+from service.demo.docstrings import Pair, build_dataset
 from service.demo.progress import Report
 from service.demo.retrieval import Difference, difference, places
 
 BATCH_SIZE = 64
+
+
+def reciprocal_ranks(encoder: TextEncoder, asked: Sequence[Pair]) -> np.ndarray:
+    """Of each anchor's own positive among those of all, (asked,)."""
+    anchors, positives = (encoder.encode(texts) for texts in zip(*asked, strict=True))
+    found: np.ndarray = places(anchors, positives).reciprocal()
+    return found
 
 
 @dataclass(frozen=True)
