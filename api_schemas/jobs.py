@@ -1,6 +1,6 @@
 """Fine-tuning jobs: what to train, how it goes, and what came of it."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -15,6 +15,7 @@ JobStatus = Literal["validating_files", "queued", "running", "paused", "succeede
 Priority = Literal["low", "normal", "high"]
 #: States that a job never leaves.
 ENDED: frozenset[JobStatus] = frozenset({"succeeded", "failed", "cancelled"})
+UNENDED: frozenset[JobStatus] = frozenset(get_args(JobStatus)) - ENDED
 
 
 class ContrastiveLoss(RequestModel):

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from api_schemas.batches import too_few_classes
 from api_schemas.errors import LikenessError
-from api_schemas.jobs import ENDED
+from api_schemas.jobs import UNENDED
 from api_schemas.reports import Report
 from storage import job_files, queue
 from storage.artifacts import StoredFile
@@ -76,7 +76,7 @@ def delete(session: Session, file_id: str) -> None:
     row = get(session, file_id)
     # Whoever creates a job on this file waits from here on, and then finds it deleted.
     session.refresh(row, with_for_update=True)
-    job = session.scalar(select(Job).where(job_files.reads(file_id), Job.state.not_in(ENDED)).limit(1))
+    job = session.scalar(select(Job).where(job_files.reads(file_id), Job.state.in_(UNENDED)).limit(1))
     if job is not None:
         raise LikenessError(
             "file_in_use",

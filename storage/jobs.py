@@ -1,20 +1,18 @@
 """Fine-tuning jobs: the rows behind /v1/fine_tuning/jobs, and what their owners ask of them."""
 
 from collections.abc import Mapping, Sequence
-from typing import get_args
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from api_schemas.errors import LikenessError
-from api_schemas.jobs import ENDED, JobCreate, JobStatus
+from api_schemas.jobs import ENDED, UNENDED, JobCreate
 from api_schemas.models import Reads
 from storage import job_files, job_moves, models, preparations
 from storage.ids import new_id
 from storage.pages import Order, page
 from storage.tables import File, Job
 
-_UNENDED = set(get_args(JobStatus)) - ENDED
 # How soon to ask again when there is no room. Nobody knows when a training ends.
 _ROOM_SECONDS = "30"
 
@@ -96,7 +94,7 @@ def check_room(session: Session, most: int) -> None:
 
 
 def _refuse_beyond(session: Session, most: int) -> None:
-    unended = session.scalar(select(func.count(Job.id)).where(Job.state.in_(_UNENDED))) or 0
+    unended = session.scalar(select(func.count(Job.id)).where(Job.state.in_(UNENDED))) or 0
     if unended >= most:
         raise LikenessError(
             "queue_full",

@@ -1,16 +1,14 @@
 """How long a job may take: `max_runtime_seconds` of its attempts together, and a time by which it must have ended."""
 
 from collections.abc import Sequence
-from typing import get_args
 
 from sqlalchemy import ColumnElement, false, func, or_, select
 from sqlalchemy.orm import Session
 
-from api_schemas.jobs import ENDED, JobStatus
+from api_schemas.jobs import ENDED, UNENDED
 from storage import job_moves, leases
 from storage.tables import Job, Lease
 
-_UNENDED = set(get_args(JobStatus)) - ENDED
 _NOW = func.clock_timestamp()
 
 
@@ -23,7 +21,7 @@ def overdue(session: Session) -> Sequence[str]:
     """Ids of the jobs that have taken longer than they may."""
     limited = or_(Job.deadline_at.is_not(None), Job.max_runtime_seconds.is_not(None))
     jobs = select(Job.id).outerjoin(Lease, Lease.job_id == Job.id)
-    return session.scalars(jobs.where(Job.state.in_(_UNENDED), limited, are_exceeded())).all()
+    return session.scalars(jobs.where(Job.state.in_(UNENDED), limited, are_exceeded())).all()
 
 
 def end(session: Session, job_id: str) -> bool:

@@ -10,7 +10,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from api_schemas.errors import LikenessError
-from api_schemas.jobs import ENDED
+from api_schemas.jobs import UNENDED
 from storage.tables import Job, Model
 
 #: How many jobs are named that keep a model from being deleted.
@@ -77,7 +77,7 @@ def delete(session: Session, name: str) -> None:
     row = session.scalar(select(Model).where(Model.id == name, Model.deleted_at.is_(None)).with_for_update())
     if row is None:
         raise _not_found(name)
-    begun = select(Job.id).where(Job.model == name, Job.state.not_in(ENDED)).order_by(Job.created_at, Job.id)
+    begun = select(Job.id).where(Job.model == name, Job.state.in_(UNENDED)).order_by(Job.created_at, Job.id)
     if jobs := session.scalars(begun).all():
         named = ", ".join(jobs[:_JOBS_NAMED])
         more = f" and {len(jobs) - _JOBS_NAMED} more" if len(jobs) > _JOBS_NAMED else ""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sqlalchemy import select
 
-from api_schemas.jobs import ENDED
+from api_schemas.jobs import UNENDED
 from storage import manifests, ownership
 from storage.artifacts import ArtifactStore
 from storage.database import Database
@@ -102,7 +102,7 @@ class Verification:
     def _going_on(self) -> Iterator[Path]:
         """The folders that unfinished jobs would go on from: checkpoints, and trials of a search."""
         with self._database.session_across_teams() as session:
-            unfinished = session.scalars(select(Job.id).where(Job.state.not_in(ENDED))).all()
+            unfinished = session.scalars(select(Job.id).where(Job.state.in_(UNENDED))).all()
         for job_id in unfinished:
             root = self._artifacts.checkpoints / job_id
             for folder in sorted(root.iterdir()) if root.is_dir() else ():
