@@ -55,6 +55,5 @@ class Dispatcher:
                     pass
             except _AWAY as error:
                 log.warning("dispatch_postponed", reason=type(error).__name__)
-            except Exception:
-                # The edge of a thread that has to live as long as the process.
+            except Exception:  # the edge of a thread that has to live as long as the process
                 log.exception("dispatch_failed")

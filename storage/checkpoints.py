@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import select
-from sqlalchemy.orm import Session
 
-from api_schemas.jobs import ENDED
+from api_schemas.jobs import ENDED, UNENDED
 from storage import disk, manifests
 from storage.artifacts import ArtifactStore
 from storage.database import Database
@@ -105,9 +104,10 @@ class JobCheckpoints:
         return f"checkpoint-{self._job_id}-"
 
 
-def remove_if_ended(session: Session, artifacts: ArtifactStore, job_id: str) -> None:
+def remove_if_ended(database: Database, artifacts: ArtifactStore, job_id: str) -> None:
     """Remove a job's checkpoints if nothing will go on from them."""
-    state = session.scalar(select(Job.state).where(Job.id == job_id))
+    with database.session_across_teams() as session:
+        state = session.scalar(select(Job.state).where(Job.id == job_id))
     if state is None or state in ENDED:
         JobCheckpoints(artifacts, job_id).remove_all()
 
@@ -116,6 +116,6 @@ def sweep(database: Database, artifacts: ArtifactStore) -> int:
     """Remove the checkpoints of jobs that have ended, left by who was killed. Returns of how many jobs."""
     held = [path.name for path in artifacts.checkpoints.iterdir()]
     with database.session_across_teams() as session:
-        going_on = set(session.scalars(select(Job.id).where(Job.id.in_(held), Job.state.not_in(ENDED))))
+        going_on = set(session.scalars(select(Job.id).where(Job.id.in_(held), Job.state.in_(UNENDED))))
     ended = [job_id for job_id in held if job_id not in going_on]
     return sum(JobCheckpoints(artifacts, job_id).remove_all() for job_id in ended)

@@ -5,14 +5,13 @@ What is in it is the business of `workers.scratch_base`.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from api_schemas.errors import LikenessError
+from storage import disk, manifests
 from storage.artifacts import ArtifactStore
-from storage.manifests import differing
 
 
 class JobBase:
@@ -24,8 +23,8 @@ class JobBase:
         self.folder = artifacts.checkpoints / job_id / "base"
 
     def is_whole(self) -> bool:
-        """Whether it is there as it was written."""
-        return self.folder.is_dir() and not differing(self.folder)
+        """Whether it is there as it was written. Raises OSError where the disk can't be read."""
+        return not manifests.differing(self.folder)
 
     def verified(self) -> Path:
         """The folder. Raises LikenessError `artifact_corrupt` unless it is there as it was written."""
@@ -43,8 +42,7 @@ class JobBase:
 
         One job has one preparation at a time. Raises OSError as the file system does; then there is none.
         """
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.parent.mkdir(exist_ok=True)
+        disk.make_directory(self.folder.parent)
         # The name of an unfinished checkpoint, so that it is removed with them.
-        with self._artifacts.publishing(self.folder, name=f"checkpoint-{self._job_id}-base") as folder:
+        with self._artifacts.publishing_once(self.folder, name=f"checkpoint-{self._job_id}-base") as folder:
             yield folder

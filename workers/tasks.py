@@ -57,7 +57,7 @@ def train(job_id: str, attempt: int) -> None:
     worker_id = os.environ.get("RQ_WORKER_ID", f"pid-{os.getpid()}")
     settings = StorageSettings().with_running_servers()
     # Signals are heard before the lease is taken: in between they would leave the job to its lease's end.
-    with _database(answer_seconds=_ANSWER_SECONDS) as database, hearing_signals() as stop:
+    with _database(settings, answer_seconds=_ANSWER_SECONDS) as database, hearing_signals() as stop:
         held = HeldLease(database, answer_seconds=answer_within(settings.lease_seconds))
         taken = time.monotonic()
         job = scheduling.take(database, worker_id, lease_seconds=settings.lease_seconds)
@@ -70,7 +70,7 @@ def train(job_id: str, attempt: int) -> None:
             _train(settings, database, _Attempt(job.id, job.attempt), held, taken, stop)
             _tidy(settings, database, job.id)
             # If it is queued again, the next free worker is to hear of it at once.
-            queue.dispatch_soon(database, queue.connect(settings.required_redis_url))
+            _hand_over(settings, database)
 
 
 def _train(
@@ -168,8 +168,7 @@ def _tidy(settings: StorageSettings, database: Database, job_id: str) -> None:
     """Remove the checkpoints of a job that has ended, whoever ended it. If it fails, the reconciler does it later."""
     artifacts = ArtifactStore(settings.artifacts_dir)
     try:
-        with database.session_across_teams() as session:
-            checkpoints.remove_if_ended(session, artifacts, job_id)
+        checkpoints.remove_if_ended(database, artifacts, job_id)
     except OperationalError as error:
         log.warning("checkpoints_left", reason=type(error).__name__)
 
@@ -180,13 +179,13 @@ def settle_abandoned(worker_id: str, death: Death | None) -> None:
     If nobody can be told, the job waits for its lease's end.
     """
     settings = StorageSettings().with_running_servers()
-    with _database(answer_seconds=_ANSWER_SECONDS) as database:
+    with _database(settings, answer_seconds=_ANSWER_SECONDS) as database:
         try:
             with database.session_across_teams() as session:
                 job_id = attempts.abandoned(session, worker_id, death)
             if job_id is not None:
                 log.warning("job_settled_for_its_task", job=job_id, death=death and str(death))
-                queue.dispatch_soon(database, queue.connect(settings.required_redis_url))
+                _hand_over(settings, database)
         except OperationalError as error:
             log.warning("job_left_to_its_lease", reason=type(error).__name__)
 
@@ -205,7 +204,7 @@ def _work_on_data(**asked_for: str) -> None:
     """Work on the file or the job whose turn it is, and hand over what became ready by it."""
     settings = StorageSettings().with_running_servers()
     with (
-        _database(answer_seconds=_ANSWER_ON_DATA_SECONDS) as database,
+        _database(settings, answer_seconds=_ANSWER_ON_DATA_SECONDS) as database,
         hearing_signals() as stop,
         scheduling.claim(database) as task,
     ):
@@ -224,7 +223,7 @@ def _work_on_data(**asked_for: str) -> None:
             ),
         ):
             work.do(settings, database, name, stop.soon)
-        queue.dispatch_soon(database, queue.connect(settings.required_redis_url))
+        _hand_over(settings, database)
 
 
 class _DataWork(NamedTuple):
@@ -252,10 +251,15 @@ def _in_session(database: Database, ask: Callable[[Session, str], Answer], name:
         return ask(session, name)
 
 
+def _hand_over(settings: StorageSettings, database: Database) -> None:
+    """Have the queue told what waits by now."""
+    queue.dispatch_soon(database, queue.connect(settings.required_redis_url))
+
+
 @contextmanager
-def _database(*, answer_seconds: float) -> Iterator[Database]:
+def _database(settings: StorageSettings, *, answer_seconds: float) -> Iterator[Database]:
     """A database of this child's own: connections don't survive a fork."""
-    url = StorageSettings().with_running_servers().required_database_url
+    url = settings.required_database_url
     database = Database(url, pool_size=2, answer_seconds=answer_seconds, connect_seconds=_CONNECT_SECONDS)
     try:
         yield database
