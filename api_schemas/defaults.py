@@ -2,14 +2,14 @@
 
 from typing import Literal, TypeVar
 
-from api_schemas.jobs import (
+from api_schemas.jobs import OpenAIHyperparameters
+from api_schemas.methods import (
     Contrastive,
     ContrastiveHyperparameters,
     ContrastiveLoss,
     DataOptions,
     EvaluationOptions,
     Method,
-    OpenAIHyperparameters,
 )
 
 Value = TypeVar("Value")

@@ -1,7 +1,7 @@
 """Whether a file, a model and options go together: models read texts or vectors, and one is still to be made."""
 
 from api_schemas.files import DataFormat
-from api_schemas.jobs import Contrastive, Method, ModelOptions, ScratchOptions
+from api_schemas.methods import Contrastive, Method, ModelOptions, ScratchOptions
 from api_schemas.models import Reads
 
 VECTOR_FORMATS: frozenset[DataFormat] = frozenset({"vectors", "vector_pairs"})

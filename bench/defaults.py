@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 
 from api_schemas.defaults import MODEL, resolve
-from api_schemas.jobs import Method
+from api_schemas.methods import Method
 from bench.loss_results import markdown
 from bench.machine import describe, use_physical_cores
 from bench.train_data import prepared, texts

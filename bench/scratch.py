@@ -16,7 +16,7 @@ from rich.console import Console
 
 from api_schemas.defaults import MODEL, resolve
 from api_schemas.inputs import SCRATCH, with_scratch
-from api_schemas.jobs import Method
+from api_schemas.methods import Method
 from bench.machine import describe, use_physical_cores
 from bench.train_data import Texts, prepared, rows
 from bench.train_quality import reciprocal_ranks

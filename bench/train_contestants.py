@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from api_schemas.defaults import resolve
-from api_schemas.jobs import Method
+from api_schemas.methods import Method
 from bench.train_data import Texts, prepared
 from encoders.registry import locate
 from encoders.text import TextEncoder

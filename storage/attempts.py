@@ -12,7 +12,7 @@ from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from api_schemas.jobs import Method
+from api_schemas.methods import Method
 from storage import job_moves, leases, models
 from storage.job_moves import Death, Level
 from storage.leases import StaleAttempt as StaleAttempt

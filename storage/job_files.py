@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 from sqlalchemy import ColumnElement, or_
 
-from api_schemas.jobs import DataOptions, JobCreate, Method
+from api_schemas.jobs import JobCreate
+from api_schemas.methods import DataOptions, Method
 from storage.tables import File, Job
 
 _DATA = "method.contrastive.data"

@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping
 
 from api_schemas.inputs import VECTOR_FORMATS
-from api_schemas.jobs import DataOptions, JobCreate
+from api_schemas.jobs import JobCreate
+from api_schemas.methods import DataOptions
 from api_schemas.reports import Report
 from storage import files as single
 from storage.job_files import ADDITIONAL, named, trained, with_rows

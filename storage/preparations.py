@@ -7,7 +7,8 @@ from sqlalchemy.orm import Session
 
 from api_schemas.defaults import batch_size_to_check, resolve
 from api_schemas.inputs import wrong_file
-from api_schemas.jobs import Method, OpenAIHyperparameters
+from api_schemas.jobs import OpenAIHyperparameters
+from api_schemas.methods import Method
 from storage import job_files, job_moves, job_refusals, queue
 from storage.job_moves import MOST_CRASHES, Level
 from storage.tables import File, Job

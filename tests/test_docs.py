@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from api_schemas.errors import ERROR_CODES, LikenessError
-from api_schemas.jobs import Method, ModelOptions, ScratchOptions
+from api_schemas.methods import Method, ModelOptions, ScratchOptions
 from docs import generate
 from tests.markdown import PAGES, ROOT, code_blocks, inline_code, relative_links
 from workers.data.validation import validate

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from api_schemas.jobs import ContrastiveLoss, Method
+from api_schemas.methods import ContrastiveLoss, Method
 from docs import figures
 from tests.markdown import ROOT, code_blocks
 from workers.training.losses import LossStatistics, NTXentLoss, SupConLoss

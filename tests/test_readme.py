@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from api_schemas.jobs import Method
+from api_schemas.methods import Method
 from tests import command_line
 from tests.installation import Installation
 from tests.markdown import PAGES, ROOT, code_blocks, commands

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from api_schemas.inputs import wrong_file
-from api_schemas.jobs import Method
+from api_schemas.methods import Method
 from encoders.adapter_folder import AdapterShape, Form, check_adapter_folder
 from encoders.tokenizer import TextTokenizer
 from storage.tables import Job

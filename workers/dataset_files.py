@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from api_schemas.errors import LikenessError
-from api_schemas.jobs import DataOptions
+from api_schemas.methods import DataOptions
 from encoders.prompts import Prompts
 from encoders.tokenizer import TextTokenizer
 from storage import files

@@ -19,7 +19,8 @@ from sqlalchemy.orm import Session
 from api_schemas.defaults import batch_size_to_check, resolve
 from api_schemas.errors import LikenessError
 from api_schemas.inputs import wrong_file
-from api_schemas.jobs import Method, OpenAIHyperparameters
+from api_schemas.jobs import OpenAIHyperparameters
+from api_schemas.methods import Method
 from encoders import registry
 from encoders.errors import EncoderError
 from encoders.folder import packs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from api_schemas.jobs import ModelOptions
+from api_schemas.methods import ModelOptions
 from encoders.prompts import Prompts
 from storage.tables import Job
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from api_schemas.jobs import ScratchOptions
+from api_schemas.methods import ScratchOptions
 from encoders.prompts import Prompts
 from encoders.tokenizer_training import SMALLEST_VOCABULARY, train_tokenizer
 from encoders.untrained import UntrainedShape, write_untrained

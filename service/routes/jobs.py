@@ -19,13 +19,13 @@ from api_schemas.jobs import (
     Interruptions,
     Job,
     JobCreate,
-    Method,
     Metrics,
     MetricsSummary,
     OpenAIHyperparameters,
     Progress,
     StepMetrics,
 )
+from api_schemas.methods import Method
 from api_schemas.pages import Page
 from service.idempotency import SendingDep
 from service.keys import CallerDep

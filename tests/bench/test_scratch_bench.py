@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from api_schemas.jobs import Method
+from api_schemas.methods import Method
 from bench.scratch import Outcome, row, trained
 from service.demo.docstrings import Pair
 

@@ -6,7 +6,8 @@ from sqlalchemy import func, text
 from sqlalchemy.orm import Session
 
 from api_schemas.defaults import resolve
-from api_schemas.jobs import ENDED, JobCreate, Method
+from api_schemas.jobs import ENDED, JobCreate
+from api_schemas.methods import Method
 from storage import attempts, files, job_history, jobs, preparations, teams, uploads
 from storage.artifacts import StoredFile
 from storage.database import Database

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from api_schemas import inputs
 from api_schemas.defaults import SCRATCH_LEARNING_RATE
-from api_schemas.jobs import ScratchOptions
+from api_schemas.methods import ScratchOptions
 from encoders import registry
 from storage import attempts
 from storage.artifacts import ArtifactStore

@@ -8,7 +8,7 @@ from api_schemas.batches import batches_an_epoch
 from api_schemas.defaults import resolve
 from api_schemas.files import DataFormat
 from api_schemas.inputs import ADAPTER, with_scratch
-from api_schemas.jobs import ContrastiveHyperparameters, Method
+from api_schemas.methods import ContrastiveHyperparameters, Method
 from api_schemas.reports import TrainingPlan
 from workers.data.profile import Profile
 

@@ -17,7 +17,7 @@ from api_schemas.evaluation import (
     MetricName,
     Task,
 )
-from api_schemas.jobs import Contrastive
+from api_schemas.methods import Contrastive
 from encoders.loading import AnyEncoder
 from workers.data.row import Row
 from workers.evaluation.bootstrap import RESAMPLES

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from api_schemas.defaults import searched
-from api_schemas.jobs import Method
+from api_schemas.methods import Method
 from storage.job_moves import Level
 from workers.data.prepared import Prepared
 from workers.evaluation.metrics import metrics_of

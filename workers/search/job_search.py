@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from api_schemas.evaluation import TITLES, MetricName, Search, SearchTrial
-from api_schemas.jobs import Contrastive
+from api_schemas.methods import Contrastive
 from encoders.loading import AnyEncoder
 from storage.search_trials import SearchTrials
 from workers.evaluation.evaluator import Evaluator, Measured

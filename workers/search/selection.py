@@ -13,7 +13,7 @@ import numpy as np
 
 from api_schemas.defaults import FEWEST_ROWS_TO_SPLIT, MOST_EVAL_ROWS, REDUCTIONS, searched
 from api_schemas.errors import LikenessError
-from api_schemas.jobs import Contrastive, Method
+from api_schemas.methods import Contrastive, Method
 from workers.data.prepared import Prepared
 from workers.evaluation.plan import Say
 from workers.evaluation.questions import NoQuestionsError, questions_of

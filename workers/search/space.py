@@ -24,7 +24,7 @@ from api_schemas.defaults import (
     usual_batch_size,
     usual_learning_rate,
 )
-from api_schemas.jobs import Contrastive
+from api_schemas.methods import Contrastive
 
 Choices = dict[str, float | int | str]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from api_schemas.jobs import ModelOptions
+from api_schemas.methods import ModelOptions
 from encoders.adaptation import Adaptation
 from workers.prompts import prompts_asked
 

@@ -35,7 +35,7 @@ from typing import Any, Protocol
 import structlog
 import torch
 
-from api_schemas.jobs import Checkpointing
+from api_schemas.methods import Checkpointing
 from storage.checkpoints import SUMMARY, JobCheckpoints
 from workers.training import state_files
 from workers.training.recorder import Recorder

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from api_schemas.jobs import Contrastive
+from api_schemas.methods import Contrastive
 from workers.training.mining import MiningConfig
 
 #: What the trainer itself resolves: it takes the encoder, the data and the machine to know.
@@ -18,7 +18,7 @@ class UnresolvedAutoError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """What is minimised; see `api_schemas.jobs.ContrastiveLoss`."""
+    """What is minimised; see `api_schemas.methods.ContrastiveLoss`."""
 
     name: Literal["ntxent", "supcon"] = "ntxent"
     temperature: float | Literal["learnable"]

@@ -11,7 +11,7 @@ from typing import Any
 
 import structlog
 
-from api_schemas.jobs import Method
+from api_schemas.methods import Method
 from encoders.loading import AnyEncoder
 from storage.tables import Job
 from workers.data.prepared import Prepared

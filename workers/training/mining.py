@@ -57,7 +57,7 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class MiningConfig:
-    """See `api_schemas.jobs.HardNegatives`."""
+    """See `api_schemas.methods.HardNegatives`."""
 
     per_anchor: int = 1  # k
     margin: float = 0.95

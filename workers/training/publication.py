@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from api_schemas.evaluation import Evaluation
-from api_schemas.jobs import Method
+from api_schemas.methods import Method
 from encoders import registry
 from encoders.loading import AnyEncoder
 from storage import attempts, job_files, job_history, models

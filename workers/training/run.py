@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from api_schemas.defaults import searched
 from api_schemas.errors import LikenessError
 from api_schemas.evaluation import Evaluation
-from api_schemas.jobs import Contrastive, Method
+from api_schemas.methods import Contrastive, Method
 from encoders import onnx, registry
 from encoders.errors import AdaptationError, EncoderError
 from encoders.loading import AnyEncoder

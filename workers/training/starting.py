@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from api_schemas.jobs import Contrastive
+from api_schemas.methods import Contrastive
 from encoders import export, onnx
 from encoders.loading import AnyEncoder, load
 from encoders.text import TextEncoder

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from api_schemas.defaults import resolve
-from api_schemas.jobs import Contrastive, Method
+from api_schemas.methods import Contrastive, Method
 from encoders.text import TextEncoder
 from storage.artifacts import ArtifactStore
 from storage.database import Database

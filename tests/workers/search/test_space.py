@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from api_schemas.defaults import SCRATCH_LEARNING_RATE, TEMPERATURE, resolve
-from api_schemas.jobs import Contrastive, Method
+from api_schemas.methods import Contrastive, Method
 from workers.search.space import Space, temperatures, with_choices
 from workers.training.config import TrainingConfig
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from api_schemas.jobs import Contrastive, Method, ModelOptions
+from api_schemas.methods import Contrastive, Method, ModelOptions
 from encoders.loading import AnyEncoder
 from storage.tables import Job
 from workers.data.prepared import Prepared

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from api_schemas.jobs import Checkpointing
+from api_schemas.methods import Checkpointing
 from encoders.adaptation import Adaptation
 from encoders.text import TextEncoder
 from storage import job_history, jobs, manifests

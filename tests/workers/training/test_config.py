@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from api_schemas.jobs import Contrastive
+from api_schemas.methods import Contrastive
 from workers.training.config import LossConfig, TrainingConfig, UnresolvedAutoError
 
 RESOLVED = {

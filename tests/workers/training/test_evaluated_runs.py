@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from api_schemas.jobs import Checkpointing, Contrastive
+from api_schemas.methods import Checkpointing, Contrastive
 from encoders.text import TextEncoder
 from storage.artifacts import ArtifactStore
 from storage.checkpoints import JobCheckpoints
