@@ -57,6 +57,7 @@ class Training:
     data: tuple[str, ...] = ("pairs",)
     config: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
+    rows: slice | None = None  # of each file; None: all
 
 
 TRAININGS = {
@@ -74,7 +75,7 @@ TRAININGS = {
     "both directions and Matryoshka": Training(
         config={"loss": LossConfig(temperature="learnable", symmetric=True), "matryoshka_dims": (4, 16)}
     ),
-    "two files": Training(("pairs", "labels")),
+    "some rows of two files": Training(("pairs", "labels"), rows=slice(1, None)),
     "a projection after a frozen encoder": Training(model={"train": "projection", "projection_dim": 16}),
     "an adapter for vectors": Training(("vectors",), {"view": "noise", "max_seq_length": None}),
 }
@@ -141,6 +142,8 @@ def trainer_of(
 ) -> Trainer:
     """A trainer as a job makes it, with what the other ranks are told before."""
     datasets = [Prepared.open(folder / "data" / kind) for kind in training.data]
+    if training.rows is not None:
+        datasets = [data.narrowed(data.rows[training.rows]) for data in datasets]
     method = Method(contrastive=Contrastive(model=ModelOptions(**training.model)))
     reads = "vectors" if datasets[0].vectors is not None else "texts"
     job = Job(id=name, model="tiny/bert", reads=reads, seed=0, method=method.model_dump())
