@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -27,6 +26,7 @@ from encoders.folder import (
     WEIGHTS,
     check_folder,
     read_object,
+    write_json,
 )
 from encoders.text import TextEncoder
 
@@ -90,7 +90,7 @@ def save(encoder: TextEncoder, folder: Path, *, base_folder: Path, extra_readme:
     _write_configs(encoder, folder, base_folder)
     if encoder.projection and projection:
         (folder / DENSE).parent.mkdir()
-        _write_json(encoder.projection.config, folder / DENSE)
+        write_json(encoder.projection.config, folder / DENSE)
         write_tensors(projection, folder / DENSE_WEIGHTS)
     _write_tokenizer(folder, base_folder)
     if lora.is_adapted(encoder.transformer):
@@ -159,12 +159,12 @@ def _write_configs(encoder: TextEncoder, folder: Path, base_folder: Path) -> Non
     modules = _modules(encoder)
     (folder / "1_Pooling").mkdir()
     (folder / modules[-1]["path"]).mkdir()
-    _write_json(config, folder / "config.json")
-    _write_json(modules, folder / "modules.json")
+    write_json(config, folder / "config.json")
+    write_json(modules, folder / "modules.json")
     width = encoder.transformer.word_embeddings.embedding_dim
-    _write_json({"word_embedding_dimension": width, **pooling}, folder / POOLING)
-    _write_json(_sentence_transformers_config(encoder), folder / PROMPTS)
-    _write_json(
+    write_json({"word_embedding_dimension": width, **pooling}, folder / POOLING)
+    write_json(_sentence_transformers_config(encoder), folder / PROMPTS)
+    write_json(
         {"max_seq_length": encoder.max_seq_length, "do_lower_case": lowercase},
         folder / "sentence_bert_config.json",
     )
@@ -195,11 +195,7 @@ def _write_tokenizer(folder: Path, base_folder: Path) -> None:
             shutil.copyfile(base_folder / name, folder / name)
     # Without the cut and the padding of its own: readers follow max_seq_length.
     tokenizer = read_object(base_folder, "tokenizer.json") | {"truncation": None, "padding": None}
-    _write_json(tokenizer, folder / "tokenizer.json")
-
-
-def _write_json(content: Any, path: Path) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(tokenizer, folder / "tokenizer.json")
 
 
 def flush(folder: Path) -> None:

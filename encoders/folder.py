@@ -168,6 +168,11 @@ def read_object(folder: Path, name: str) -> dict[str, Any]:
     return content
 
 
+def write_json(content: Any, path: Path) -> None:
+    """Write one of a folder's JSON files, for people to read as well. Raises OSError."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def read_max_seq_length(folder: Path) -> int:
     """How many tokens of a text the model reads, [CLS] and [SEP] included.
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from encoders.folder import TOKENIZER, WEIGHTS
+from encoders.folder import TOKENIZER, WEIGHTS, write_json
 from encoders.tokenizer_training import CLOSING, OPENING, PADDING, SPECIAL_TOKENS
 
 _NUMBERS_A_HEAD = 64
@@ -45,9 +45,9 @@ def write_untrained(folder: Path, tokenizer: Tokenizer, shape: UntrainedShape, *
     """
     config = _config(shape, tokenizer.get_vocab_size())
     weights = _weights(config, seed)
-    _write_json(config, folder / "config.json")
-    _write_json(_tokenizer_config(shape), folder / "tokenizer_config.json")
-    _write_json(json.loads(tokenizer.to_str()), folder / TOKENIZER)
+    write_json(config, folder / "config.json")
+    write_json(_tokenizer_config(shape), folder / "tokenizer_config.json")
+    write_json(json.loads(tokenizer.to_str()), folder / TOKENIZER)
     _write_weights(weights, folder / WEIGHTS)
     return sum(each.size for each in weights.values())
 
@@ -140,7 +140,3 @@ def _write_weights(weights: dict[str, np.ndarray], path: Path) -> None:
         file.write(struct.pack("<Q", len(written)) + written)
         for each in weights.values():
             file.write(each.astype("<f4").tobytes())
-
-
-def _write_json(content: Any, path: Path) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
