@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import string
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import openai
 import pytest
+import torch
 from sentence_transformers import SentenceTransformer
 from sqlalchemy import select
 from tokenizers import Tokenizer
@@ -105,6 +107,15 @@ def contents_of(folder: Path) -> dict[str, bytes]:
 def weights_of(installation: Installation, job: Any) -> str:
     model: Any = installation.openai.models.retrieve(job.fine_tuned_model)
     return str(model.weights_sha256)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As the processes have that tests start: bytes of these are compared with what is trained in this one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
