@@ -6,7 +6,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple, TypeVar
 
 import structlog
@@ -59,12 +59,14 @@ def train(job_id: str, attempt: int) -> None:
     # Signals are heard before the lease is taken: in between they would leave the job to its lease's end.
     with _database(settings, answer_seconds=_ANSWER_SECONDS) as database, hearing_signals() as stop:
         held = HeldLease(database, answer_seconds=answer_within(settings.lease_seconds))
-        taken = time.monotonic()
-        job = scheduling.take(database, worker_id, lease_seconds=settings.lease_seconds)
-        if job is None:
-            held.close()
-            log.info("delivery_ignored", job=job_id, attempt=attempt, reason="no job is queued")
-            return
+        with ExitStack() as unless_taken:
+            unless_taken.callback(held.close)
+            taken = time.monotonic()
+            job = scheduling.take(database, worker_id, lease_seconds=settings.lease_seconds)
+            if job is None:
+                log.info("delivery_ignored", job=job_id, attempt=attempt, reason="no job is queued")
+                return
+            unless_taken.pop_all()
         held.hold(job.id, job.attempt, worker_id)
         with structlog.contextvars.bound_contextvars(job=job.id, attempt=job.attempt):
             _train(settings, database, _Attempt(job.id, job.attempt), held, taken, stop)
