@@ -237,6 +237,7 @@ class _Preparation:
     def _trained_on(self, files: DatasetFiles) -> Sequence[Prepared]:
         """The training files before there are tokens, without the rows that will be held out. Raises as `run` does."""
         training = self._training(files, Untokenized.max_seq_length)
+        self._check_no_scores(training)
         method = self._resolved(training, None)
         self._check_mixture(training)
         for each in training:
