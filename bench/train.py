@@ -7,12 +7,13 @@ import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 import torch
 from rich.console import Console
 
 from bench.machine import OtherPrograms, describe, use_physical_cores
-from bench.train_contestants import MODEL, TITLES, Name, Trained, Training, train
+from bench.train_contestants import MODEL, TITLES, Name, Precisions, Trained, Training, device, probed, train
 from bench.train_data import KINDS, Kind, texts, tokens_of
 from bench.train_growth import grown
 from bench.train_plot import save_plot
@@ -21,6 +22,7 @@ from bench.train_results import CACHED, Results, Speed, floors, floors_table, gr
 from encoders.registry import locate
 from encoders.tokenizer import TextTokenizer
 from service.demo.progress import Report, progress
+from workers.training.precision import Precision
 
 PLOT = Path("docs/figures/train-growth.png")
 BATCHES: dict[Kind, int] = {"short": 64, "tail": 64, "long": 32}
@@ -46,34 +48,35 @@ examples:
   python -m bench.train                   everything; writes docs/figures/train-growth.png
   python -m bench.train --quick           does it work here? few steps, one seed, no floors; two minutes
   python -m bench.train --only speed      one of speed, quality, growth
-  python -m bench.train --precision fp32  held to one precision (auto: whatever the probe finds faster)
+  python -m bench.train --precision fp32  both held to one precision
 """
 
 
 def main() -> None:
     options = parse(sys.argv[1:])
     threads = use_physical_cores()
-    about = describe(torch.device("cuda" if torch.cuda.is_available() else "cpu"), threads)
+    about = describe(torch.device(device()), threads)
     _show("Machine", about)
+    precisions = _precisions(options.precision)
     results, others = Results(), OtherPrograms()
     console = Console(stderr=True)
     if "speed" in options.only:
         with progress(console, "speed") as report:
-            _measure_speed(results, options, report)
+            _measure_speed(results, options, precisions, report)
         _show("Pairs a second (medians; in brackets: times the peer's)", speed_table(results))
     if "quality" in options.only:
         with progress(console, "quality") as report:
             results.quality = compare_quality(
                 QUALITY_PAIRS if not options.quick else 256, range(1 if options.quick else SEEDS),
-                precision=options.precision, report=report,
+                precisions=precisions, report=report,
             )  # fmt: skip
         _show("Held-out quality after one epoch", quality_lines(results))
     if "growth" in options.only:
         with progress(console, "growth") as report:
-            _measure_growth(results, options, report)
+            _measure_growth(results, options, precisions["likeness"], report)
         _show("Growth with the batch: short pairs, one pass and micro-batches", growth_table(results))
     _show("Other programs while this ran", [others.describe()])
-    asked = floors(results, options.precision)
+    asked = floors(results, precisions["likeness"])
     _show("Floors", floors_table(asked))
     if options.json is not None:
         raw = {"machine": about, **results.json(), "floors": [floor._asdict() for floor in asked]}
@@ -85,13 +88,22 @@ def main() -> None:
         sys.exit("Not every floor was reached.")
 
 
-def _measure_speed(results: Results, options: argparse.Namespace, report: Report) -> None:
+def _precisions(asked: Literal["auto", "fp32", "bf16"]) -> Precisions:
+    """Of both contestants. With `auto` Likeness has what its probe finds faster, and the peer its default."""
+    if asked != "auto":
+        return {"likeness": asked, "peer": asked}
+    measured = probed()
+    print(measured)
+    return {"likeness": measured.choice, "peer": "fp32"}
+
+
+def _measure_speed(results: Results, options: argparse.Namespace, precisions: Precisions, report: Report) -> None:
     rounds = 1 if options.quick else ROUNDS
     tokenizer = TextTokenizer.of_folder(locate(MODEL, None))
     done = 0
     for kind in KINDS:
         batch_size, steps = BATCHES[kind], 3 if options.quick else STEPS[kind]
-        training = Training(texts(kind, batch_size * steps), batch_size, steps, precision=options.precision)
+        training = Training(texts(kind, batch_size * steps), batch_size, steps, precisions=precisions)
         speed = Speed(batch_size, *tokens_of(training.texts, tokenizer))
         for number in range(rounds):
             names: list[Name] = ["likeness", "peer"]
@@ -103,13 +115,13 @@ def _measure_speed(results: Results, options: argparse.Namespace, report: Report
     report(done, done, "")
 
 
-def _measure_growth(results: Results, options: argparse.Namespace, report: Report) -> None:
+def _measure_growth(results: Results, options: argparse.Namespace, precision: Precision, report: Report) -> None:
     """Each batch in one pass, and in micro-batches of the size that the cached one has."""
     sizes = GROWTH[:2] if options.quick else GROWTH
     cases = [(size, 0) for size in sizes] + [(size, CACHED[1]) for size in sizes if size > CACHED[1]]
     for number, (size, micro) in enumerate(cases):
         report(number, len(cases), f"batch {size}" + (f", micro-batches of {micro}" if micro else ", one pass"))
-        results.growth[size, micro] = grown("short", size, micro, steps=3, precision=options.precision)
+        results.growth[size, micro] = grown("short", size, micro, steps=3, precision=precision)
     report(len(cases), len(cases), "")
 
 
@@ -131,7 +143,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="few steps of everything; its figures mean little")
     parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS, help="leave out the other parts")
-    parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto", help="of both contestants")
+    parser.add_argument(
+        "--precision",
+        choices=["auto", "fp32", "bf16"],
+        default="auto",
+        help="of both; auto: what a probe finds faster for Likeness, and the other's default (%(default)s)",
+    )
     parser.add_argument("--plot", type=Path, metavar="PATH", help=f"where a full run draws its figure ({PLOT})")
     parser.add_argument("--no-plot", action="store_true", help="draw none")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the raw figures there")

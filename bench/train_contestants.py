@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,10 +20,12 @@ import torch
 
 from api_schemas.defaults import resolve
 from api_schemas.methods import Method
-from bench.train_data import Texts, prepared
+from bench.train_data import Texts, prepared, texts
 from encoders.registry import locate
 from encoders.text import TextEncoder
 from workers.training.config import TrainingConfig
+from workers.training.precision import Precision, Probe, probe
+from workers.training.tokens import select
 from workers.training.trainer import StepReport, Trainer
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
@@ -31,6 +34,7 @@ LEARNING_RATE = 5e-5
 WARMUP, WEIGHT_DECAY, MAX_GRAD_NORM = 0.1, 0.01, 1.0
 
 Name = Literal["likeness", "peer"]
+Precisions = Mapping[Name, Precision]
 TITLES: dict[Name, str] = {"likeness": "Likeness", "peer": "SentenceTransformerTrainer"}
 
 
@@ -50,9 +54,25 @@ class Training:
     batch_size: int
     steps: int | None
     seed: int = 0
-    precision: str = "auto"
+    precisions: Precisions = field(default_factory=lambda: {"likeness": "fp32", "peer": "fp32"})
     micro_batch_size: int | None = None
     asked: tuple[str, ...] = ()  # texts to embed afterwards
+
+
+def probed() -> Probe:
+    """MiniLM's passes over short pairs in both precisions, as the trainer times them before a training.
+
+    Here once for all: the few steps of a measurement would not be worth a probe to it.
+    """
+    encoder = TextEncoder.load(locate(MODEL, None), device=device()).train()
+    with tempfile.TemporaryDirectory() as folder:
+        data = prepared(texts("short", 64), encoder.tokenizer, Path(folder) / "pairs")
+        return probe(encoder, select(data, np.arange(len(data))))
+
+
+def device() -> str:
+    """Where both train."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def train(name: Name, training: Training) -> Trained:
@@ -61,7 +81,7 @@ def train(name: Name, training: Training) -> Trained:
 
 
 def _likeness(training: Training) -> Trained:
-    encoder = TextEncoder.load(locate(MODEL, None), device="cuda" if torch.cuda.is_available() else "cpu")
+    encoder = TextEncoder.load(locate(MODEL, None), device=device())
     trained, clock = Trained(), _Clock()
     with tempfile.TemporaryDirectory() as folder:
         data = prepared(training.texts, encoder.tokenizer, Path(folder) / "pairs")
@@ -88,7 +108,7 @@ def config(training: Training, *, rows: int) -> TrainingConfig:
         "weight_decay": WEIGHT_DECAY,
         "max_grad_norm": MAX_GRAD_NORM,
         "max_seq_length": training.texts.max_seq_length,
-        "precision": training.precision,
+        "precision": training.precisions["likeness"],
         "micro_batch_size": training.micro_batch_size or training.batch_size,
     }
     method = Method.model_validate(
@@ -116,7 +136,7 @@ def _peer(training: Training) -> Trained:
         def on_step_end(self, *_: Any, **__: Any) -> None:
             clock.lap()
 
-    model = SentenceTransformer(str(locate(MODEL, None)), device="cuda" if torch.cuda.is_available() else "cpu")
+    model = SentenceTransformer(str(locate(MODEL, None)), device=device())
     model.max_seq_length = training.texts.max_seq_length
     with tempfile.TemporaryDirectory() as folder:
         SentenceTransformerTrainer(
@@ -131,7 +151,7 @@ def _peer(training: Training) -> Trained:
                 weight_decay=WEIGHT_DECAY,
                 max_grad_norm=MAX_GRAD_NORM,
                 seed=training.seed,
-                bf16=training.precision == "bf16",
+                bf16=training.precisions["peer"] == "bf16",
                 save_strategy="no",
                 logging_strategy="no",
                 report_to="none",

@@ -15,10 +15,11 @@ from statistics import median
 from typing import cast
 
 from bench.machine import peak_bytes, resident_bytes, use_physical_cores
-from bench.train_contestants import MODEL, Training, config
+from bench.train_contestants import MODEL, Precisions, Training, config
 from bench.train_data import Kind, prepared, texts
 from encoders.registry import locate
 from encoders.text import TextEncoder
+from workers.training.precision import Precision
 from workers.training.trainer import StepReport, Trainer
 
 ROOT = Path(__file__).parent.parent
@@ -38,7 +39,7 @@ class Grown:
         return self.batch_size / self.seconds
 
 
-def grown(kind: Kind, batch_size: int, micro_batch_size: int, *, steps: int, precision: str) -> Grown | None:
+def grown(kind: Kind, batch_size: int, micro_batch_size: int, *, steps: int, precision: Precision) -> Grown | None:
     """Measured in a process of its own; None if that died, most likely for lack of memory."""
     arguments = [kind, batch_size, micro_batch_size, steps, precision]
     command = [sys.executable, "-m", "bench.train_growth", *map(str, arguments)]
@@ -46,11 +47,12 @@ def grown(kind: Kind, batch_size: int, micro_batch_size: int, *, steps: int, pre
     return Grown(**json.loads(done.stdout)) if done.returncode == 0 else None
 
 
-def measure(kind: Kind, batch_size: int, micro_batch_size: int, steps: int, precision: str) -> Grown:
+def measure(kind: Kind, batch_size: int, micro_batch_size: int, steps: int, precision: Precision) -> Grown:
     """In this process."""
     micro = micro_batch_size or batch_size
+    precisions: Precisions = {"likeness": precision, "peer": precision}
     training = Training(
-        texts(kind, batch_size * steps), batch_size, steps, precision=precision, micro_batch_size=micro
+        texts(kind, batch_size * steps), batch_size, steps, precisions=precisions, micro_batch_size=micro
     )  # fmt: skip
     encoder = TextEncoder.load(locate(MODEL, None))
     seconds: list[float] = []
@@ -68,7 +70,7 @@ def measure(kind: Kind, batch_size: int, micro_batch_size: int, steps: int, prec
 def main() -> None:
     use_physical_cores()
     kind, batch_size, micro_batch_size, steps, precision = sys.argv[1:]
-    found = measure(cast(Kind, kind), int(batch_size), int(micro_batch_size), int(steps), precision)
+    found = measure(cast(Kind, kind), int(batch_size), int(micro_batch_size), int(steps), cast(Precision, precision))
     print(json.dumps(asdict(found)))
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.train_contestants import TITLES, Name, Training, train
+from bench.train_contestants import TITLES, Name, Precisions, Training, train
 from bench.train_data import texts
 from encoders.text import TextEncoder
 from service.demo.docstrings import Pair, build_dataset
@@ -34,7 +34,7 @@ class Quality:
     difference: Difference
 
 
-def compare_quality(pairs: int, seeds: Sequence[int], *, precision: str, report: Report) -> Quality:
+def compare_quality(pairs: int, seeds: Sequence[int], *, precisions: Precisions, report: Report) -> Quality:
     """Train both for one epoch on the first `pairs` pairs, with each seed, and ask for the pairs of held-out modules.
 
     The interval is over the questions, each with its mean over the seeds.
@@ -46,7 +46,7 @@ def compare_quality(pairs: int, seeds: Sequence[int], *, precision: str, report:
     for number, seed in enumerate(seeds):
         for turn, name in enumerate(TITLES):
             report(2 * number + turn, 2 * len(seeds), f"{TITLES[name]}, seed {seed}")
-            training = Training(learned, BATCH_SIZE, None, seed=seed, precision=precision, asked=asked)
+            training = Training(learned, BATCH_SIZE, None, seed=seed, precisions=precisions, asked=asked)
             vectors = train(name, training).vectors
             assert vectors is not None
             reciprocal[name].append(places(vectors[: len(held_out)], vectors[len(held_out) :]).reciprocal())

@@ -29,7 +29,7 @@ def test_pairs_are_short_or_have_a_tail_or_are_long(tokenizer) -> None:
 
 
 def test_likeness_takes_the_steps_and_embeds_what_is_asked() -> None:
-    training = Training(texts("short", 24), 8, 3, precision="fp32", asked=("one text", "another"))
+    training = Training(texts("short", 24), 8, 3, asked=("one text", "another"))
     trained = train("likeness", training)
     assert len(trained.seconds) == 2  # the first one warms up
     assert trained.vectors is not None
@@ -43,8 +43,10 @@ def test_tables_and_floors_say_what_was_measured() -> None:
     )
     assert "10 (3.00×)" in speed_table(results)[2]
     assert "512" in growth_table(results)[2]
-    found = {(floor.where.split(",")[0], floor.asked): floor for floor in floors(results, "auto")}
+    found = {(floor.where.split(",")[0], floor.asked): floor for floor in floors(results, "bf16")}
     assert found["short pairs", "≥ 2.3× its pairs a second"].reached
+    in_fp32 = floors(results, "fp32")
+    assert in_fp32[0].asked == "≥ 1.4× its pairs a second"
     assert found["long tail of lengths pairs", "≥ 4× its pairs a second"].reached is None
     assert found["batch 512 in micro-batches of 32", "< 25 % of its memory"].measured == "20 %"
     assert found["batch 512 in micro-batches of 32", "≥ 0.65× its speed"].measured == "0.80×"
