@@ -23,7 +23,7 @@ def worker_of_the_version_before(shot: Shot) -> None:
     world = shot.world
     name, *others = shot.rng.sample(world.fleet.named("worker"), len(world.fleet.named("worker")))
     before, folder = _version_before(world.fleet.folder / "before")
-    with world.claim(*world.fleet.named("worker")):
+    with world.claim(*world.fleet.named("worker")), world.watch.excusing():
         world.fleet.replace(name, cwd=folder)
         try:
             for other in others:
