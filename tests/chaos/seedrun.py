@@ -17,7 +17,7 @@ import structlog
 from tests.chaos.artifacts import sha256
 from tests.chaos.campaign import Campaign
 from tests.chaos.controls import Control, ControlResult
-from tests.chaos.deck import Deck, Hand
+from tests.chaos.deck import Deck, Hand, reason_against
 from tests.chaos.faults.memory import remove_groups
 from tests.chaos.findings import Figure, Finding
 from tests.chaos.fleet import Fleet, Shape
@@ -134,10 +134,13 @@ class Runner:
         rng = random.Random(seed)
         with self._world(Shape(guards_off=(control.guard,)), rng) as world:
             seen: set[str] = set()
-            for row, wanted in control.rows.items():
+            for row, kinds in control.rows.items():
+                if reasons := [reason for kind in kinds if (reason := reason_against(row, kind, self._tools))]:
+                    result.not_run[row] = reasons[0]
+                    continue
                 world.load.keep_busy(1, [SPECS[name] for name in self.references])
-                deck = Deck({row: wanted}, rng, self._tools)
-                campaign = Campaign(world, deck, seed, until=time.monotonic() + _CONTROL_SECONDS)
+                hand = Hand([(row, kind) for kind in kinds])
+                campaign = Campaign(world, hand, seed, until=time.monotonic() + _CONTROL_SECONDS)
                 campaign.fire_all()
                 world.load.rest()  # what still runs when all is judged would be found guilty of it
                 _settle(world, _CONTROL_SETTLE_SECONDS)

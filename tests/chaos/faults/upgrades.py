@@ -53,7 +53,9 @@ def everything_told_to_go(shot: Shot) -> None:
 
 def _version_before(folder: Path) -> tuple[str, Path]:
     """The code as it was before its last migration. Raises NotReachedError when the history doesn't reach so far."""
-    newest = _git("log", "--diff-filter=A", "-1", "--format=%H", "--", _MIGRATIONS).decode().strip()
+    # A migration that a branch has made comes with its merge.
+    mainline = ("log", "--first-parent", "-m", "--diff-filter=A", "-1", "--format=%H")
+    newest = _git(*mainline, "--", _MIGRATIONS).decode().strip()
     before = _git("rev-parse", "--verify", f"{newest}^").decode().strip()
     if not folder.exists():
         with tarfile.open(
