@@ -17,7 +17,8 @@ import structlog
 from tests.chaos.artifacts import sha256
 from tests.chaos.campaign import Campaign
 from tests.chaos.controls import Control, ControlResult
-from tests.chaos.deck import Deck, Hand
+from tests.chaos.deck import Deck, Hand, reason_against
+from tests.chaos.faults.memory import remove_groups
 from tests.chaos.findings import Figure, Finding
 from tests.chaos.fleet import Fleet, Shape
 from tests.chaos.garbage import collect_garbage
@@ -98,7 +99,8 @@ class Runner:
         models = {row["job_id"]: row for row in world.ledger.models()}
         for name, order in orders.items():
             if order.job_id not in models:
-                raise RuntimeError(f"the undisturbed training of {name} came to nothing: {order.ended} {order.error}")
+                job = world.ledger.job(order.job_id or "") or {}
+                raise RuntimeError(f"the undisturbed training of {name} came to nothing: {order.trouble} {job}")
             folder = world.fleet.data / "artifacts" / "models" / models[order.job_id]["artifact"]
             self.references[name] = sha256(folder / "model.safetensors")
         log.info("references", trained=list(orders))
@@ -131,12 +133,16 @@ class Runner:
         result = ControlResult(control)
         rng = random.Random(seed)
         with self._world(Shape(guards_off=(control.guard,)), rng) as world:
-            world.load.keep_busy(1, [SPECS[name] for name in self.references])
             seen: set[str] = set()
-            for row, wanted in control.rows.items():
-                deck = Deck({row: wanted}, rng, self._tools)
-                campaign = Campaign(world, deck, seed, until=time.monotonic() + _CONTROL_SECONDS)
+            for row, kinds in control.rows.items():
+                if reasons := [reason for kind in kinds if (reason := reason_against(row, kind, self._tools))]:
+                    result.not_run[row] = reasons[0]
+                    continue
+                world.load.keep_busy(1, [SPECS[name] for name in self.references])
+                hand = Hand([(row, kind) for kind in kinds])
+                campaign = Campaign(world, hand, seed, until=time.monotonic() + _CONTROL_SECONDS)
                 campaign.fire_all()
+                world.load.rest()  # what still runs when all is judged would be found guilty of it
                 _settle(world, _CONTROL_SETTLE_SECONDS)
                 verdict = Verdict(seed, world.fleet.shape, {}, findings=self._judge(world).findings())
                 _add_shots(verdict, world, campaign.shots)
@@ -147,7 +153,6 @@ class Runner:
                     result.not_run[row] = "no fault came to pass"
                 if control.guard in world.moments.missing():
                     result.not_run[row] = world.moments.missing()[control.guard]
-            world.load.rest()
         return result
 
     def _judge(self, world: World) -> Judge:
@@ -178,6 +183,7 @@ class Runner:
             failed = False
         finally:
             fleet.stop()
+            remove_groups(fleet.name)
             history.close()
             pace.stop()
             if verdict is not None:
@@ -210,8 +216,12 @@ def _add_shots(verdict: Verdict, world: World, shots: Iterable[Shot]) -> None:
             if again is None:  # what has become of the job, the judge says
                 continue
             verdict.recoveries.append(again - death.at)
-            if again - death.at > death.within:
-                text = f"{death.job_id} ran again after {again - death.at:.1f} s, not {death.within:.1f} s"
+            busy = world.watch.all_busy(death.at, again)
+            if again - death.at - busy > death.within:
+                text = (
+                    f"{death.job_id} ran again after {again - death.at:.1f} s, not {death.within:.1f} s; "
+                    f"all workers were busy for {busy:.1f} s of them"
+                )
                 verdict.findings.append(Finding(Figure.OUT_OF_BOUNDS, shot.name, text))
 
 

@@ -69,9 +69,15 @@ class Shot:
         """Wait for what an order comes to, for so long on an idle machine. Whether it has."""
         return event.wait(self.world.pace.stretch(seconds))
 
-    def await_fired(self, armed: Armed, seconds: float) -> Firing | None:
-        """Wait for an armed moment, for so long on an idle machine."""
-        return armed.await_fired(self.world.pace.stretch(seconds))
+    def await_fired(self, armed: Armed, seconds: float, *, unless: threading.Event | None = None) -> Firing | None:
+        """Wait for an armed moment, for so long on an idle machine; it will not come any more once `unless` is set.
+
+        It is taken back if it has not come.
+        """
+        look: Callable[[], object] = lambda: armed.fired() or (unless is not None and unless.is_set())  # noqa: E731
+        until(look, self.world.pace.stretch(seconds), every=0.02)
+        armed.disarm()
+        return armed.fired()
 
     def died(self, job_id: str, attempt: int, *, at: float | None = None, lease: bool, silent: bool = False) -> None:
         """Somebody died under an attempt; `lease`: nobody is left to say so, and its lease has to run out.
@@ -84,7 +90,7 @@ class Shot:
         self.deaths.append(Death(job_id, attempt, at or time.time(), within + self.world.slack_seconds))
 
 
-def until(look: Callable[[], Answer], seconds: float) -> tuple[Answer, float]:
+def until(look: Callable[[], Answer], seconds: float, *, every: float = 0.1) -> tuple[Answer, float]:
     """Look until the answer is true, or so long. The last answer, and how long it took; infinity if it never came."""
     began = time.monotonic()
     while True:
@@ -94,4 +100,4 @@ def until(look: Callable[[], Answer], seconds: float) -> tuple[Answer, float]:
             return answer, taken
         if taken > seconds:
             return answer, math.inf
-        time.sleep(0.1)
+        time.sleep(every)

@@ -20,10 +20,13 @@ class Process:
     state: str
 
     @property
-    def trains(self) -> str | None:
-        """The id of the job that this process trains."""
+    def trains(self) -> tuple[str, int] | None:
+        """The job and the attempt that this process trains."""
         words = self.command.split()
-        return words[words.index("workers.training.run") + 1] if "workers.training.run" in words else None
+        if "workers.training.run" not in words:
+            return None
+        at = words.index("workers.training.run")
+        return words[at + 1], int(words[at + 2])
 
 
 class ProcessTable:
@@ -38,9 +41,9 @@ class ProcessTable:
         found = (self._read(int(entry.name)) for entry in Path("/proc").iterdir() if entry.name.isdigit())
         return {process.pid: process for process in found if process is not None and self._is_ours(process)}
 
-    def trainers_of(self, job_id: str) -> list[Process]:
-        """The processes that train a job now."""
-        return [process for process in self.look().values() if process.trains == job_id]
+    def trainer_of(self, job_id: str, attempt: int) -> Process | None:
+        """The process that trains an attempt of a job now."""
+        return next((process for process in self.look().values() if process.trains == (job_id, attempt)), None)
 
     def runs(self, pid: int) -> bool:
         """Whether there is such a process, and it is no zombie."""

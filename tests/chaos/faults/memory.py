@@ -27,10 +27,6 @@ def killed_by_the_kernel(shot: Shot) -> None:
         armed = world.moments.arm(
             "mid step", "allocate", job=order.job_id, nth=3, repeat=True, mebibytes=_TOO_MUCH_MEBIBYTES
         )
-        firing = shot.await_fired(armed, _END_SECONDS)
-        if firing is None:
-            armed.disarm()
-            return
         shot.wait(order.done, _END_SECONDS)
         armed.disarm()
         shot.wait(neighbour.done, _END_SECONDS)
@@ -43,17 +39,15 @@ def address_space_limited(shot: Shot) -> None:
     world = shot.world
     order = world.accepted(codes=_OUT_OF_MEMORY)
     paused = world.moments.arm("before step", "pause", job=order.job_id, nth=shot.rng.randint(1, 10))
-    firing = shot.await_fired(paused, _END_SECONDS)
+    firing = shot.await_fired(paused, _END_SECONDS, unless=order.done)
     if firing is None:
-        paused.disarm()
         return
     limit = _address_space(firing.pid) + shot.rng.randint(0, 24) * 2**20
     refused = world.moments.arm("mid step", "allocate", job=order.job_id, attempt=1, mebibytes=64)
     resource.prlimit(firing.pid, resource.RLIMIT_AS, (limit, limit))
     paused.release()
-    if shot.await_fired(refused, _END_SECONDS):
+    if shot.await_fired(refused, _END_SECONDS, unless=order.done):
         shot.fire(f"at most {limit} bytes of addresses for {firing.pid}, which trains {order.job_id}")
-    refused.disarm()
     shot.wait(order.done, _END_SECONDS)
 
 

@@ -71,6 +71,24 @@ def lost_to_a_worker(shot: Shot) -> None:
     shot.wait(victim.order.done, _FIRE_SECONDS)
 
 
+def lost_of_a_success(shot: Shot) -> None:
+    """A training doesn't hear that the commit was done which made its model and ended its job."""
+    world = shot.world
+    order = world.accepted()
+    armed = world.moments.arm("after model rename", "pause", job=order.job_id)
+    firing = shot.await_fired(armed, _FIRE_SECONDS, unless=order.done)
+    worker = firing and world.fleet.worker_of(firing.pid)
+    if worker is None:
+        return
+    proxy = world.fleet.members[worker].database
+    with world.claim(worker):
+        proxy.set(Weather(swallow_commits=1))
+        armed.release()
+        _await_swallowed(shot, proxy)
+        proxy.set(Weather())
+    shot.wait(order.done, _FIRE_SECONDS)
+
+
 def lost_to_preparation(shot: Shot) -> None:
     """Whoever prepares files doesn't hear that a commit was done."""
     world = shot.world
@@ -214,6 +232,7 @@ ROWS = (
         {
             "to the API": lost_to_the_api,
             "to a worker": lost_to_a_worker,
+            "of a success": lost_of_a_success,
             "to preparation": lost_to_preparation,
             "to a reconciler": lost_to_the_reconciler,
         },
