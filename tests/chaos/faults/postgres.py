@@ -81,11 +81,9 @@ def lost_of_a_success(shot: Shot) -> None:
     if worker is None:
         return
     proxy = world.fleet.members[worker].database
-    with world.claim(worker):
-        proxy.set(Weather(swallow_commits=1))
+    with world.claim(worker), proxy.under(Weather(swallow_commits=1)):
         armed.release()
         _await_swallowed(shot, proxy)
-        proxy.set(Weather())
     shot.wait(order.done, _FIRE_SECONDS)
 
 
