@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 Answer = TypeVar("Answer")
 
+#: How long the product's transactions may do nothing before PostgreSQL ends them. See storage.database.
+_IDLE_TRANSACTION_SECONDS = 10.0
+
 
 @dataclass(frozen=True)
 class Death:
@@ -76,10 +79,14 @@ class Shot:
         armed.disarm()
         return armed.fired()
 
-    def died(self, job_id: str, attempt: int, *, at: float | None = None, lease: bool) -> None:
-        """Somebody died under an attempt; `lease`: nobody is left to say so, and its lease has to run out."""
+    def died(self, job_id: str, attempt: int, *, at: float | None = None, lease: bool, silent: bool = False) -> None:
+        """Somebody died under an attempt; `lease`: nobody is left to say so, and its lease has to run out.
+
+        silent: nor has PostgreSQL heard of it, and may keep a row for it until it ends transactions that do nothing.
+        """
         shape = self.world.fleet.shape
-        within = shape.lease_seconds + shape.tick_seconds if lease else shape.tick_seconds
+        ends = max(shape.lease_seconds, _IDLE_TRANSACTION_SECONDS if silent else 0.0) if lease else 0.0
+        within = ends + shape.tick_seconds
         self.deaths.append(Death(job_id, attempt, at or time.time(), within + self.world.slack_seconds))
 
 
