@@ -30,11 +30,11 @@ class Process:
 
 
 class ProcessTable:
-    """Finds a fleet's processes by the mark in their environment, which is read once for each."""
+    """Finds a fleet's processes by the mark in their environment, which is read once for each command."""
 
     def __init__(self, fleet: str) -> None:
         self._mark = f"{MARK}={fleet}\0".encode()
-        self._known: dict[tuple[int, int], bool] = {}
+        self._known: dict[tuple[int, int, str], bool] = {}
 
     def look(self) -> dict[int, Process]:
         """Every process of the fleet by its pid."""
@@ -62,7 +62,8 @@ class ProcessTable:
         return Process(pid, int(fields[1]), command or before.partition("(")[2], int(fields[19]), fields[0])
 
     def _is_ours(self, process: Process) -> bool:
-        key = (process.pid, process.started)
+        # Between fork and exec a process still has its parent's command and environment.
+        key = (process.pid, process.started, process.command)
         if key not in self._known:
             try:
                 self._known[key] = self._mark in Path(f"/proc/{process.pid}/environ").read_bytes()
