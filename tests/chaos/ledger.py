@@ -14,13 +14,13 @@ from tests.chaos.servers import JUDGE, Postgres
 
 # The event of a move to the next attempt has that attempt's number, and is committed with it.
 _LATE_STEPS = """
-    SELECT attempt, step FROM job_metrics JOIN jobs ON jobs.id = job_id WHERE job_id = %s AND (
+    SELECT job_metrics.attempt, step FROM job_metrics JOIN jobs ON jobs.id = job_id WHERE job_id = %s AND (
         pg_xact_commit_timestamp(job_metrics.xmin) > jobs.finished_at
         OR pg_xact_commit_timestamp(job_metrics.xmin) > (
             SELECT min(pg_xact_commit_timestamp(job_events.xmin)) FROM job_events
             WHERE job_events.job_id = job_metrics.job_id AND job_events.attempt > job_metrics.attempt
         )
-    ) ORDER BY attempt, step
+    ) ORDER BY job_metrics.attempt, step
 """
 # The end's own event is written with it, in either order.
 _LATE_EVENTS = """
