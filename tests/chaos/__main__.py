@@ -24,7 +24,7 @@ from tests.chaos.faults import ROWS
 from tests.chaos.fleet import Shape
 from tests.chaos.report import Report
 from tests.chaos.seedrun import Plan, Runner
-from tests.chaos.specs import MODEL
+from tests.chaos.specs import MODEL, SPECS
 from tests.chaos.storm import FULL_SECONDS
 from tests.chaos.storm import NUMBER as STORM
 from tests.chaos.tools import PRIVATE_MOUNTS, Tools
@@ -98,14 +98,20 @@ def _run(asked: argparse.Namespace, runner: Runner, report: Report, tools: Tools
         report.add(runner.run(Plan(asked.seed, Hand(_SHORT), _SMALL, busy=0, learn=_SHORT_SPECS)))
         return
     deadline = time.monotonic() + (asked.minutes or 10**6) * 60
-    runner.learn_references()
     rows = [row for row in asked.rows if row != STORM]
     storm = FULL_SECONDS / (1 if asked.full else 4 * asked.seeds) if STORM in asked.rows else 0.0
     for index in range(asked.seeds):
         left = (deadline - time.monotonic()) / (asked.seeds - index)
         wanted = quotas(rows, full=asked.full, seed_index=index, seeds=asked.seeds)
         deck = Deck(wanted, random.Random(asked.seed + index), tools)
-        report.add(runner.run(Plan(asked.seed + index, deck, seconds=left, storm_seconds=min(storm, left / 3))))
+        plan = Plan(
+            asked.seed + index,
+            deck,
+            seconds=left,
+            storm_seconds=min(storm, left / 3),
+            learn=() if index else tuple(SPECS),
+        )
+        report.add(runner.run(plan))
     if asked.production:
         wanted = {row: count for row, count in _PRODUCTION_QUOTAS.items() if row in rows}
         deck = Deck(wanted, random.Random(asked.seed), tools)

@@ -87,13 +87,8 @@ class Runner:
         self._tools = tools
         self.references = dict(references or {})
 
-    def learn_references(self, specs: Iterable[str] = tuple(SPECS)) -> None:
-        """Train each spec once, undisturbed, and keep the sums of the weights."""
-        with self._world(Shape(lease_seconds=45, step_seconds=0), random.Random(0)) as world:
-            self.train_references(world, specs)
-
     def train_references(self, world: World, specs: Iterable[str]) -> None:
-        """As `learn_references`, in a world that is there already and not yet disturbed."""
+        """Train each spec once in a world that nothing has disturbed yet, and keep the sums of the weights."""
         orders = {name: world.load.order(SPECS[name]) for name in specs}
         world.load.await_all()
         models = {row["job_id"]: row for row in world.ledger.models()}
@@ -112,7 +107,8 @@ class Runner:
         rng = random.Random(plan.seed)
         with self._world(plan.shape, rng, verdict) as world:
             verdict.shape = world.fleet.shape
-            self.train_references(world, plan.learn)
+            if plan.learn:
+                self.train_references(world, plan.learn)
             world.load.keep_busy(plan.busy, [SPECS[name] for name in self.references])
             campaign = Campaign(world, plan.deck, plan.seed, until=began + plan.seconds)
             campaign.fire_all()
