@@ -150,6 +150,7 @@ class Runner:
                     result.not_run[row] = "no fault came to pass"
                 if control.guard in world.moments.missing():
                     result.not_run[row] = world.moments.missing()[control.guard]
+                log.info("control", guard=control.guard, row=row, findings=len(result.findings[row]))
         return result
 
     def _judge(self, world: World) -> Judge:
