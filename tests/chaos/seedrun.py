@@ -40,6 +40,7 @@ log = structlog.get_logger("chaos")
 _SETTLE_SECONDS = 240.0
 _OUTBOX_SECONDS = 30.0
 _LONGEST_LEASE_SECONDS = 30.0
+_LONGEST_STEP_SECONDS = 0.3
 _CONTROL_SECONDS = 120.0
 _CONTROL_SETTLE_SECONDS = 60.0
 
@@ -149,6 +150,7 @@ class Runner:
                     result.not_run[row] = "no fault came to pass"
                 if control.guard in world.moments.missing():
                     result.not_run[row] = world.moments.missing()[control.guard]
+                log.info("control", guard=control.guard, row=row, findings=len(result.findings[row]))
         return result
 
     def _judge(self, world: World) -> Judge:
@@ -160,9 +162,7 @@ class Runner:
         history = History(folder / "history.jsonl")
         pace = Pace()
         pace.start()
-        # On a machine that others use too, a short lease would be lost to them.
-        lease = min(shape.lease_seconds * pace.measure(), max(shape.lease_seconds, _LONGEST_LEASE_SECONDS))
-        fleet = Fleet(folder, replace(shape, lease_seconds=round(lease, 1)), self._base_models)
+        fleet = Fleet(folder, _at_pace(shape, pace.measure()), self._base_models)
         failed = True
         try:
             fleet.start()
@@ -190,6 +190,13 @@ class Runner:
                     verdict.folder = folder
             else:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _at_pace(shape: Shape, slowness: float) -> Shape:
+    """The shape for a machine that others use too: they would take a short lease, or the time to hit a short job."""
+    lease = min(shape.lease_seconds * slowness, max(shape.lease_seconds, _LONGEST_LEASE_SECONDS))
+    step = min(shape.step_seconds * slowness, _LONGEST_STEP_SECONDS)
+    return replace(shape, lease_seconds=round(lease, 1), step_seconds=step)
 
 
 def _settle(world: World, seconds: float) -> None:

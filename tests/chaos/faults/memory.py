@@ -11,6 +11,7 @@ from pathlib import Path
 from tests.chaos.faults.row import Row
 from tests.chaos.shots import Shot
 from tests.chaos.tools import memory_cgroups
+from tests.chaos.world import NotReachedError
 
 _LIMIT_BYTES = 1200 * 2**20
 _TOO_MUCH_MEBIBYTES = 4000
@@ -60,11 +61,14 @@ def _limited(shot: Shot) -> Iterator[None]:
         for name, group in groups.items():
             group.mkdir(exist_ok=True)
             _set_limit(group, _LIMIT_BYTES)
-            for process in shot.world.family_of(fleet.members[name].pid):
+            family = shot.world.family_of(fleet.members[name].pid)
+            if not family:
+                raise NotReachedError(f"{name} has just ended, and begins anew outside of its group")
+            for process in family:
                 _move(process.pid, group)
         yield
     finally:
-        for group in groups.values():
+        for group in filter(Path.exists, groups.values()):
             _set_limit(group, -1)
 
 
