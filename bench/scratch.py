@@ -18,12 +18,12 @@ from api_schemas.defaults import MODEL, resolve
 from api_schemas.inputs import SCRATCH, with_scratch
 from api_schemas.methods import Method, ScratchOptions
 from bench.machine import describe, use_physical_cores
-from bench.train_data import Texts, prepared, rows
+from bench.train_data import Texts, demo, prepared, rows
 from bench.train_quality import reciprocal_ranks
 from encoders.prompts import Prompts
 from encoders.registry import locate
 from encoders.text import TextEncoder
-from service.demo.docstrings import Pair, build_dataset
+from service.demo.docstrings import Pair
 from service.demo.progress import Report, progress
 from service.demo.retrieval import difference
 from workers import scratch_base
@@ -55,7 +55,7 @@ def main() -> None:
     options = parse(sys.argv[1:])
     threads = use_physical_cores()
     print(*describe(torch.device("cuda" if torch.cuda.is_available() else "cpu"), threads), sep="\n")
-    dataset = build_dataset()
+    dataset = demo()
     train = dataset.train[: options.pairs]
     print(f"\n{len(train)} pairs to train on, {len(dataset.test)} asked about, {options.seeds} seeds\n")
     print("| Encoder | MRR before | after | difference, 95 % interval | seeds differ by | seconds |")
