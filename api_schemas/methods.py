@@ -334,3 +334,22 @@ class Method(RequestModel):
 
     type: Literal["contrastive"] = "contrastive"
     contrastive: Contrastive = Field(default_factory=Contrastive)
+
+    def stored(self) -> dict[str, Any]:
+        """As it is kept with a job: without what is null unless somebody says otherwise.
+
+        While an installation is upgraded, workers of the version before train jobs that this one took. They refuse
+        options that they don't know, which must then be there only where they are asked for.
+        """
+        return _without_null_defaults(self)
+
+
+def _without_null_defaults(model: RequestModel) -> dict[str, Any]:
+    kept = model.model_dump()
+    for name, field in type(model).model_fields.items():
+        value = getattr(model, name)
+        if value is None and field.default is None:
+            del kept[name]
+        elif isinstance(value, RequestModel):
+            kept[name] = _without_null_defaults(value)
+    return kept

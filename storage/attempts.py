@@ -64,7 +64,7 @@ def resolved(session: Session, job_id: str, attempt: int, hyperparameters: Mappi
     row = running(session, job_id, attempt)
     contrastive = Method(**row.method).contrastive
     echoed = contrastive.hyperparameters.model_copy(update=dict(hyperparameters))
-    row.method = Method(contrastive=contrastive.model_copy(update={"hyperparameters": echoed})).model_dump()
+    row.method = Method(contrastive=contrastive.model_copy(update={"hyperparameters": echoed})).stored()
 
 
 def record_steps(

@@ -48,7 +48,7 @@ def create(
         model=request.model,
         training_file=training.id,
         validation_file=validation.id if validation else None,
-        method=request.method.model_dump(),
+        method=request.method.stored(),
         openai_hyperparameters=openai.model_dump() if openai else None,
         seed=request.seed or 0,
         suffix=request.suffix,

@@ -84,7 +84,7 @@ def finish(session: Session, job_id: str, method: Method) -> None:
     """Queue the job for its first attempt, with a method without `auto`. Does nothing once preparation is over."""
     row = _locked_in_preparation(session, job_id)
     if row is not None:
-        row.method = method.model_dump()
+        row.method = method.stored()
         job_moves.next_attempt(session, row)
         job_moves.add_event(session, row, "info", "Files prepared; job queued")
 

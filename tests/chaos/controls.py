@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,20 +11,32 @@ from tests.chaos.findings import Figure, Finding
 
 @dataclass(frozen=True)
 class Control:
-    """A guard, the rows that must go red without it with how many faults each, and in which figures."""
+    """A guard, the rows that must go red without it with the kinds of fault that it is there for, and which figures."""
 
     guard: str
-    rows: Mapping[int, int]
+    rows: Mapping[int, Sequence[str]]
     figures: frozenset[Figure]
 
 
 _WRONG = frozenset({Figure.DOUBLED, Figure.MISREPORTED, Figure.UNEQUAL, Figure.TORN, Figure.HUNG, Figure.LOST})
 CONTROLS = (
-    Control("fencing", {3: 3, 9: 4, 10: 3}, _WRONG),
-    Control("durability", {15: 6, 17: 5}, _WRONG | {Figure.OUT_OF_BOUNDS}),
-    Control("state", {1: 4}, frozenset({Figure.UNEQUAL})),
-    Control("outbox", {7: 3}, _WRONG | {Figure.OUT_OF_BOUNDS}),
-    Control("clock", {18: 3}, _WRONG | {Figure.OUT_OF_BOUNDS}),
+    Control(
+        "fencing",
+        {3: ["stopped with its worker"] * 2, 9: ["of a success"] * 2, 10: ["a worker, both ways"] * 2},
+        _WRONG,
+    ),
+    Control(
+        "durability",
+        {15: ["EIO when the model is forced to disk"] * 2, 17: ["checkpoint a bit flipped", "model a bit flipped"]},
+        _WRONG | {Figure.OUT_OF_BOUNDS},
+    ),
+    Control("state", {1: ["killed in a step"] * 2}, frozenset({Figure.UNEQUAL})),
+    Control("outbox", {7: ["between commit and enqueue"] * 2}, _WRONG | {Figure.OUT_OF_BOUNDS}),
+    Control(
+        "clock",
+        {18: ["a reconciler's clock jumps an hour on", "a worker's clock jumps an hour back"]},
+        _WRONG | {Figure.OUT_OF_BOUNDS},
+    ),
 )
 
 

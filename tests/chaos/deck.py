@@ -89,14 +89,20 @@ def not_run(rows: Iterable[int], tools: Tools) -> dict[str, str]:
         f"{number}. {kind}": reason
         for number in rows
         if number in ROWS
-        for kind, tool in ROWS[number].needs.items()
-        if (reason := tools.missing(tool)) is not None
+        for kind in ROWS[number].kinds
+        if (reason := reason_against(number, kind, tools)) is not None
     }
+
+
+def reason_against(number: int, kind: str, tools: Tools) -> str | None:
+    """Why this machine can't do a kind; None if it can."""
+    tool = ROWS[number].needs.get(kind)
+    return None if tool is None else tools.missing(tool)
 
 
 def possible(row: Row, tools: Tools) -> list[str]:
     """The kinds of a row that this machine has the tools for."""
-    return [kind for kind in row.kinds if kind not in row.needs or tools.missing(row.needs[kind]) is None]
+    return [kind for kind in row.kinds if reason_against(row.number, kind, tools) is None]
 
 
 def _in_random_order(cards: list[Item], rng: random.Random) -> list[Item]:

@@ -19,6 +19,7 @@ class Figure(StrEnum):
     LEAKED_BYTES = "bytes leaked"
     UNEQUAL = "final weights unequal"
     OUT_OF_BOUNDS = "bounds broken"
+    UNJUDGED = "driver failed"
 
 
 @dataclass(frozen=True)

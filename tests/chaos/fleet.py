@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -72,7 +74,7 @@ class Member:
     process: subprocess.Popen[bytes] | None = None
     held: bool = False
     ended: float = 0.0
-    starts: int = 0
+    began: float = 0.0  # monotonic
 
     @property
     def pid(self) -> int:
@@ -125,8 +127,10 @@ class Fleet:
         self._stopping.set()
         if self._supervisor.is_alive():
             self._supervisor.join()
+        for process in self.table.look().values():  # also whom a fault has stopped
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGCONT)
         for member in self.members.values():
-            self.signal(member.name, signal.SIGCONT)
             self.signal(member.name, signal.SIGTERM)
         deadline = time.monotonic() + _STOP_SECONDS
         for member in self.members.values():
@@ -135,6 +139,7 @@ class Fleet:
         self.on_starter(self.postgres.stop)
         self.proxies.close()
         self._starter.shutdown()
+        self._keep_small_disk()
 
     def on_starter(self, work: Callable[[], Answer]) -> Answer:
         """Run something that starts a process, on the thread that may."""
@@ -155,7 +160,7 @@ class Fleet:
                     cwd=member.cwd,
                     on_parent_death=signal.SIGKILL,  # whatever this driver has done to it
                 )
-            member.starts += 1
+            member.began = time.monotonic()
 
         self.on_starter(start)
 
@@ -163,7 +168,8 @@ class Fleet:
         """Send a signal to a member alone; fine if it is gone."""
         member = self.members[name]
         if member.runs:
-            os.kill(member.pid, sig)
+            with suppress(ProcessLookupError):  # collected by another thread this moment
+                os.kill(member.pid, sig)
 
     def hold(self, name: str) -> None:
         """Don't start it again when it dies, until `let_go`."""
@@ -254,6 +260,15 @@ class Fleet:
         artifacts.mkdir()
         size = f"size={_DISK_BYTES}"
         subprocess.run(["mount", "-t", "tmpfs", "-o", size, "none", str(artifacts)], check=True, capture_output=True)
+
+    def _keep_small_disk(self) -> None:
+        """Copy what is on the small disk to the machine's, which is there when this process is not."""
+        artifacts = self.data / "artifacts"
+        if artifacts.is_mount():
+            shutil.copytree(artifacts, self.data / "kept", symlinks=True)
+            subprocess.run(["umount", "--lazy", str(artifacts)], check=True, capture_output=True)
+            artifacts.rmdir()
+            (self.data / "kept").rename(artifacts)
 
     def _prepare_database(self) -> None:
         database = Database(self.postgres.url, pool_size=1)

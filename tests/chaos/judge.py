@@ -85,6 +85,10 @@ class Judge:
             if after["attempt"] < before["attempt"]:
                 text = f"attempt {after['attempt']} wrote {after['message']!r} after attempt {before['attempt']} began"
                 yield Finding(Figure.DOUBLED, job["id"], text)
+        if late := self._ledger.late_steps(job["id"]):
+            yield Finding(Figure.DOUBLED, job["id"], f"steps were written when their attempt was over: {late[:5]}")
+        if said := self._ledger.late_events(job["id"]):
+            yield Finding(Figure.MISREPORTED, job["id"], f"when it had ended, it said {said[:5]}")
 
     def _on_model(self, order: Order, model: dict[str, Any]) -> Iterator[Finding]:
         weights = self._fleet.data / "artifacts" / "models" / model["artifact"] / "model.safetensors"

@@ -12,6 +12,22 @@ from psycopg.rows import dict_row
 
 from tests.chaos.servers import JUDGE, Postgres
 
+# The event of a move to the next attempt has that attempt's number, and is committed with it.
+_LATE_STEPS = """
+    SELECT job_metrics.attempt, step FROM job_metrics JOIN jobs ON jobs.id = job_id WHERE job_id = %s AND (
+        pg_xact_commit_timestamp(job_metrics.xmin) > jobs.finished_at
+        OR pg_xact_commit_timestamp(job_metrics.xmin) > (
+            SELECT min(pg_xact_commit_timestamp(job_events.xmin)) FROM job_events
+            WHERE job_events.job_id = job_metrics.job_id AND job_events.attempt > job_metrics.attempt
+        )
+    ) ORDER BY job_metrics.attempt, step
+"""
+# The end's own event is written with it, in either order.
+_LATE_EVENTS = """
+    SELECT message FROM job_events JOIN jobs ON jobs.id = job_id
+    WHERE job_id = %s AND job_events.created_at > jobs.finished_at + interval '1 second' ORDER BY seq
+"""
+
 
 class Ledger:
     """Reads rows, on one connection that threads share and that is made again when the server was away.
@@ -60,6 +76,14 @@ class Ledger:
 
     def models(self) -> list[dict[str, Any]]:
         return self.rows("SELECT * FROM models WHERE deleted_at IS NULL")
+
+    def late_steps(self, job_id: str) -> list[tuple[int, int]]:
+        """(attempt, step) that were committed after the attempt, or the job, was over."""
+        return [(row["attempt"], row["step"]) for row in self.rows(_LATE_STEPS, [job_id])]
+
+    def late_events(self, job_id: str) -> list[str]:
+        """What was said of a job that had ended."""
+        return [row["message"] for row in self.rows(_LATE_EVENTS, [job_id])]
 
     def first_and_last_steps(self, job_id: str) -> dict[int, tuple[int, int]]:
         """By attempt: the first and the last step that it measured."""

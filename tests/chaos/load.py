@@ -106,6 +106,7 @@ class Load:
     def keep_busy(self, target: int, specs: Sequence[Spec]) -> None:
         """From now on, keep so many orders alive in the background; all orders are of these specs."""
         self._specs = specs
+        self._resting.clear()
 
         def work() -> None:
             alive: list[Order] = []
@@ -118,7 +119,7 @@ class Load:
         self._background.start()
 
     def rest(self) -> None:
-        """Order nothing more in the background."""
+        """Order nothing more in the background, until it is to be kept busy again."""
         self._resting.set()
         if self._background is not None:
             self._background.join()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -38,13 +37,6 @@ class Armed:
         except FileNotFoundError:
             return None
         return Firing(told["pid"], told["at"], told["monotonic"])
-
-    def await_fired(self, seconds: float) -> Firing | None:
-        """Wait for it, so long."""
-        deadline = time.monotonic() + seconds
-        while (firing := self.fired()) is None and time.monotonic() < deadline:
-            time.sleep(0.02)
-        return firing
 
     def release(self) -> None:
         """Let a paused process go on."""

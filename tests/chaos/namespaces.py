@@ -1,7 +1,7 @@
 """A worker in a network of its own, whose cable to the database can be pulled.
 
     here           proxy's Unix socket ── PostgreSQL, past everything
-    namespace A    a relay, listening on one end of a veth pair; made by `unshare -rn`, so it takes no root
+    namespace A    a relay, listening on one end of a veth pair; made by `unshare -rn`, or without `-r` by root
     namespace B    the worker; its packets go through the pair, which `ip link set … down` cuts without a word
 
 Valkey and files are reached as from everywhere: Unix sockets and folders belong to no network.
@@ -10,6 +10,7 @@ Valkey and files are reached as from everywhere: Unix sockets and folders belong
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 import time
@@ -22,6 +23,9 @@ _ADDRESS, _PEER = "10.99.0.1", "10.99.0.2"
 _READY_SECONDS = 20.0
 #: Run in A: makes B, joins the two, says B's pid, relays, and obeys `down` and `up`.
 _HERE = "tests.chaos.namespaces"
+#: Into a network of one's own. Root takes no user namespace along: its folder of sockets is PostgreSQL's user's, who
+#: would be nobody there.
+UNSHARE = ("unshare", "-n" if os.geteuid() == 0 else "-rn")
 
 
 @dataclass
@@ -35,12 +39,8 @@ class Cable:
     @property
     def prefix(self) -> list[str]:
         """Before a command, to run it in B."""
-        return [
-            "nsenter",
-            f"--user=/proc/{self.holder}/ns/user",
-            f"--net=/proc/{self.holder}/ns/net",
-            "--preserve-credentials",
-        ]
+        user = [f"--user=/proc/{self.holder}/ns/user", "--preserve-credentials"] if os.geteuid() else []
+        return ["nsenter", *user, f"--net=/proc/{self.holder}/ns/net"]
 
     @property
     def address(self) -> str:
@@ -65,7 +65,7 @@ class Cable:
 def cable(target: Path, root: Path) -> Iterator[Cable]:
     """Both namespaces, with a relay to a Unix socket. Raises RuntimeError when they don't come up."""
     process = subprocess.Popen(
-        ["unshare", "-rn", sys.executable, "-m", _HERE, str(target)],
+        [*UNSHARE, sys.executable, "-m", _HERE, str(target)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=root,
     )  # fmt: skip
     try:

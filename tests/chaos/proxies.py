@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -95,6 +96,15 @@ class Proxy:
     def set(self, weather: Weather) -> None:
         """Change the weather, for links that are open and for those to come."""
         _call(self._loop, self._set(weather))
+
+    @contextmanager
+    def under(self, weather: Weather) -> Iterator[None]:
+        """This weather during the block, and fair weather after it."""
+        self.set(weather)
+        try:
+            yield
+        finally:
+            self.set(Weather())
 
     def backends(self) -> set[int]:
         """Ids of the PostgreSQL processes at the other end of open links."""

@@ -17,7 +17,8 @@ import structlog
 from tests.chaos.artifacts import sha256
 from tests.chaos.campaign import Campaign
 from tests.chaos.controls import Control, ControlResult
-from tests.chaos.deck import Deck, Hand
+from tests.chaos.deck import Deck, Hand, reason_against
+from tests.chaos.faults.memory import remove_groups
 from tests.chaos.findings import Figure, Finding
 from tests.chaos.fleet import Fleet, Shape
 from tests.chaos.garbage import collect_garbage
@@ -39,6 +40,7 @@ log = structlog.get_logger("chaos")
 _SETTLE_SECONDS = 240.0
 _OUTBOX_SECONDS = 30.0
 _LONGEST_LEASE_SECONDS = 30.0
+_LONGEST_STEP_SECONDS = 0.3
 _CONTROL_SECONDS = 120.0
 _CONTROL_SETTLE_SECONDS = 60.0
 
@@ -86,19 +88,15 @@ class Runner:
         self._tools = tools
         self.references = dict(references or {})
 
-    def learn_references(self, specs: Iterable[str] = tuple(SPECS)) -> None:
-        """Train each spec once, undisturbed, and keep the sums of the weights."""
-        with self._world(Shape(lease_seconds=45, step_seconds=0), random.Random(0)) as world:
-            self.train_references(world, specs)
-
     def train_references(self, world: World, specs: Iterable[str]) -> None:
-        """As `learn_references`, in a world that is there already and not yet disturbed."""
+        """Train each spec once in a world that nothing has disturbed yet, and keep the sums of the weights."""
         orders = {name: world.load.order(SPECS[name]) for name in specs}
         world.load.await_all()
         models = {row["job_id"]: row for row in world.ledger.models()}
         for name, order in orders.items():
             if order.job_id not in models:
-                raise RuntimeError(f"the undisturbed training of {name} came to nothing: {order.ended} {order.error}")
+                job = world.ledger.job(order.job_id or "") or {}
+                raise RuntimeError(f"the undisturbed training of {name} came to nothing: {order.trouble} {job}")
             folder = world.fleet.data / "artifacts" / "models" / models[order.job_id]["artifact"]
             self.references[name] = sha256(folder / "model.safetensors")
         log.info("references", trained=list(orders))
@@ -110,7 +108,8 @@ class Runner:
         rng = random.Random(plan.seed)
         with self._world(plan.shape, rng, verdict) as world:
             verdict.shape = world.fleet.shape
-            self.train_references(world, plan.learn)
+            if plan.learn:
+                self.train_references(world, plan.learn)
             world.load.keep_busy(plan.busy, [SPECS[name] for name in self.references])
             campaign = Campaign(world, plan.deck, plan.seed, until=began + plan.seconds)
             campaign.fire_all()
@@ -131,12 +130,16 @@ class Runner:
         result = ControlResult(control)
         rng = random.Random(seed)
         with self._world(Shape(guards_off=(control.guard,)), rng) as world:
-            world.load.keep_busy(1, [SPECS[name] for name in self.references])
             seen: set[str] = set()
-            for row, wanted in control.rows.items():
-                deck = Deck({row: wanted}, rng, self._tools)
-                campaign = Campaign(world, deck, seed, until=time.monotonic() + _CONTROL_SECONDS)
+            for row, kinds in control.rows.items():
+                if reasons := [reason for kind in kinds if (reason := reason_against(row, kind, self._tools))]:
+                    result.not_run[row] = reasons[0]
+                    continue
+                world.load.keep_busy(1, [SPECS[name] for name in self.references])
+                hand = Hand([(row, kind) for kind in kinds])
+                campaign = Campaign(world, hand, seed, until=time.monotonic() + _CONTROL_SECONDS)
                 campaign.fire_all()
+                world.load.rest()  # what still runs when all is judged would be found guilty of it
                 _settle(world, _CONTROL_SETTLE_SECONDS)
                 verdict = Verdict(seed, world.fleet.shape, {}, findings=self._judge(world).findings())
                 _add_shots(verdict, world, campaign.shots)
@@ -147,7 +150,6 @@ class Runner:
                     result.not_run[row] = "no fault came to pass"
                 if control.guard in world.moments.missing():
                     result.not_run[row] = world.moments.missing()[control.guard]
-            world.load.rest()
         return result
 
     def _judge(self, world: World) -> Judge:
@@ -159,9 +161,7 @@ class Runner:
         history = History(folder / "history.jsonl")
         pace = Pace()
         pace.start()
-        # On a machine that others use too, a short lease would be lost to them.
-        lease = min(shape.lease_seconds * pace.measure(), max(shape.lease_seconds, _LONGEST_LEASE_SECONDS))
-        fleet = Fleet(folder, replace(shape, lease_seconds=round(lease, 1)), self._base_models)
+        fleet = Fleet(folder, _at_pace(shape, pace.measure()), self._base_models)
         failed = True
         try:
             fleet.start()
@@ -178,6 +178,7 @@ class Runner:
             failed = False
         finally:
             fleet.stop()
+            remove_groups(fleet.name)
             history.close()
             pace.stop()
             if verdict is not None:
@@ -188,6 +189,13 @@ class Runner:
                     verdict.folder = folder
             else:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _at_pace(shape: Shape, slowness: float) -> Shape:
+    """The shape for a machine that others use too: they would take a short lease, or the time to hit a short job."""
+    lease = min(shape.lease_seconds * slowness, max(shape.lease_seconds, _LONGEST_LEASE_SECONDS))
+    step = min(shape.step_seconds * slowness, _LONGEST_STEP_SECONDS)
+    return replace(shape, lease_seconds=round(lease, 1), step_seconds=step)
 
 
 def _settle(world: World, seconds: float) -> None:
@@ -210,8 +218,12 @@ def _add_shots(verdict: Verdict, world: World, shots: Iterable[Shot]) -> None:
             if again is None:  # what has become of the job, the judge says
                 continue
             verdict.recoveries.append(again - death.at)
-            if again - death.at > death.within:
-                text = f"{death.job_id} ran again after {again - death.at:.1f} s, not {death.within:.1f} s"
+            busy = world.watch.all_busy(death.at, again)
+            if again - death.at - busy > death.within:
+                text = (
+                    f"{death.job_id} ran again after {again - death.at:.1f} s, not {death.within:.1f} s; "
+                    f"all workers were busy for {busy:.1f} s of them"
+                )
                 verdict.findings.append(Finding(Figure.OUT_OF_BOUNDS, shot.name, text))
 
 

@@ -17,7 +17,10 @@ from storage.embedded import EmbeddedServer, start_postgres, start_valkey
 #: May read every table and write none: what the judge looks through.
 JUDGE = "chaos_judge"
 # A crash of the server loses nothing that its kernel has; only a loss of power would, which is not tried here.
-_OPTIONS = {"fsync": "off", "full_page_writes": "off", "log_min_messages": "fatal"}
+# When each row was committed, the judge asks.
+_OPTIONS = {
+    "fsync": "off", "full_page_writes": "off", "log_min_messages": "fatal", "track_commit_timestamp": "on",
+}  # fmt: skip
 
 
 class ServerAwayError(Exception):

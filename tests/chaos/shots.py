@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 Answer = TypeVar("Answer")
 
+#: How long the product's transactions may do nothing before PostgreSQL ends them. See storage.database.
+_IDLE_TRANSACTION_SECONDS = 10.0
+
 
 @dataclass(frozen=True)
 class Death:
@@ -66,18 +69,28 @@ class Shot:
         """Wait for what an order comes to, for so long on an idle machine. Whether it has."""
         return event.wait(self.world.pace.stretch(seconds))
 
-    def await_fired(self, armed: Armed, seconds: float) -> Firing | None:
-        """Wait for an armed moment, for so long on an idle machine."""
-        return armed.await_fired(self.world.pace.stretch(seconds))
+    def await_fired(self, armed: Armed, seconds: float, *, unless: threading.Event | None = None) -> Firing | None:
+        """Wait for an armed moment, for so long on an idle machine; it will not come any more once `unless` is set.
 
-    def died(self, job_id: str, attempt: int, *, at: float | None = None, lease: bool) -> None:
-        """Somebody died under an attempt; `lease`: nobody is left to say so, and its lease has to run out."""
+        It is taken back if it has not come.
+        """
+        look: Callable[[], object] = lambda: armed.fired() or (unless is not None and unless.is_set())  # noqa: E731
+        until(look, self.world.pace.stretch(seconds), every=0.02)
+        armed.disarm()
+        return armed.fired()
+
+    def died(self, job_id: str, attempt: int, *, at: float | None = None, lease: bool, silent: bool = False) -> None:
+        """Somebody died under an attempt; `lease`: nobody is left to say so, and its lease has to run out.
+
+        silent: nor has PostgreSQL heard of it, and may keep a row for it until it ends transactions that do nothing.
+        """
         shape = self.world.fleet.shape
-        within = shape.lease_seconds + shape.tick_seconds if lease else shape.tick_seconds
+        ends = max(shape.lease_seconds, _IDLE_TRANSACTION_SECONDS if silent else 0.0) if lease else 0.0
+        within = ends + shape.tick_seconds
         self.deaths.append(Death(job_id, attempt, at or time.time(), within + self.world.slack_seconds))
 
 
-def until(look: Callable[[], Answer], seconds: float) -> tuple[Answer, float]:
+def until(look: Callable[[], Answer], seconds: float, *, every: float = 0.1) -> tuple[Answer, float]:
     """Look until the answer is true, or so long. The last answer, and how long it took; infinity if it never came."""
     began = time.monotonic()
     while True:
@@ -87,4 +100,4 @@ def until(look: Callable[[], Answer], seconds: float) -> tuple[Answer, float]:
             return answer, taken
         if taken > seconds:
             return answer, math.inf
-        time.sleep(0.1)
+        time.sleep(every)

@@ -20,27 +20,30 @@ class Process:
     state: str
 
     @property
-    def trains(self) -> str | None:
-        """The id of the job that this process trains."""
+    def trains(self) -> tuple[str, int] | None:
+        """The job and the attempt that this process trains."""
         words = self.command.split()
-        return words[words.index("workers.training.run") + 1] if "workers.training.run" in words else None
+        if "workers.training.run" not in words:
+            return None
+        at = words.index("workers.training.run")
+        return words[at + 1], int(words[at + 2])
 
 
 class ProcessTable:
-    """Finds a fleet's processes by the mark in their environment, which is read once for each."""
+    """Finds a fleet's processes by the mark in their environment, which is read once for each command."""
 
     def __init__(self, fleet: str) -> None:
         self._mark = f"{MARK}={fleet}\0".encode()
-        self._known: dict[tuple[int, int], bool] = {}
+        self._known: dict[tuple[int, int, str], bool] = {}
 
     def look(self) -> dict[int, Process]:
         """Every process of the fleet by its pid."""
         found = (self._read(int(entry.name)) for entry in Path("/proc").iterdir() if entry.name.isdigit())
         return {process.pid: process for process in found if process is not None and self._is_ours(process)}
 
-    def trainers_of(self, job_id: str) -> list[Process]:
-        """The processes that train a job now."""
-        return [process for process in self.look().values() if process.trains == job_id]
+    def trainer_of(self, job_id: str, attempt: int) -> Process | None:
+        """The process that trains an attempt of a job now."""
+        return next((process for process in self.look().values() if process.trains == (job_id, attempt)), None)
 
     def runs(self, pid: int) -> bool:
         """Whether there is such a process, and it is no zombie."""
@@ -59,7 +62,8 @@ class ProcessTable:
         return Process(pid, int(fields[1]), command or before.partition("(")[2], int(fields[19]), fields[0])
 
     def _is_ours(self, process: Process) -> bool:
-        key = (process.pid, process.started)
+        # Between fork and exec a process still has its parent's command and environment.
+        key = (process.pid, process.started, process.command)
         if key not in self._known:
             try:
                 self._known[key] = self._mark in Path(f"/proc/{process.pid}/environ").read_bytes()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 
+from tests.chaos.controls import CONTROLS
 from tests.chaos.deck import Deck, quotas
 from tests.chaos.faults import ROWS
 from tests.chaos.faults.row import Row
@@ -38,6 +39,11 @@ def test_only_what_has_not_fired_is_dealt_again() -> None:
     deck = Deck({2: 4, 8: 1}, random.Random(1), Tools())
 
     assert Counter(card.row.number for card in deck.deal({2: 3, 8: 1})) == {2: 1}
+
+
+def test_controls_name_kinds_of_the_table() -> None:
+    assert [kind for control in CONTROLS for row, kinds in control.rows.items() for kind in kinds
+            if kind not in ROWS[row].kinds] == []  # fmt: skip
 
 
 def test_what_a_kind_needs_or_is_alone_for_names_a_kind() -> None:

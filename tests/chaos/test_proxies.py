@@ -103,3 +103,10 @@ def test_a_link_knows_the_process_that_postgresql_serves_it_with(proxy: Proxy) -
     with connect(proxy) as client:
         client.sendall(b"K\x00\x00\x00\x0c" + (4711).to_bytes(4, "big") + b"key!")
         until(lambda: proxy.backends() == {4711})
+
+
+def test_weather_ends_with_its_block_however_that_ends(proxy: Proxy) -> None:
+    with contextlib.suppress(LookupError), proxy.under(Weather(refusing=True)):
+        assert proxy.weather.refusing
+        raise LookupError
+    assert proxy.weather == Weather()

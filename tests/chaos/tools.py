@@ -5,10 +5,13 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import socket
 import subprocess
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+
+from tests.chaos.namespaces import UNSHARE
 
 #: In the environment of a driver whose mounts nobody else sees.
 PRIVATE_MOUNTS = "CHAOS_PRIVATE_MOUNTS"
@@ -52,8 +55,8 @@ class Tools:
     def _network_namespaces(self) -> str | None:
         if shutil.which("unshare") is None or shutil.which("ip") is None:
             return "unshare and ip aren't both installed"
-        tried = _run("unshare", "-rn", "ip", "link", "add", "chaos0", "type", "veth", "peer", "name", "chaos1")
-        return None if tried else "unshare -rn may not make network interfaces here"
+        tried = _run(*UNSHARE, "ip", "link", "add", "chaos0", "type", "veth", "peer", "name", "chaos1")
+        return None if tried else f"{' '.join(UNSHARE)} may not make network interfaces here"
 
     @cached_property
     def _memory_cgroup(self) -> str | None:
@@ -80,9 +83,16 @@ class Tools:
     def _ss(self) -> str | None:
         if shutil.which("ss") is None:
             return "ss isn't installed"
-        if os.geteuid() != 0:
-            return "destroying sockets takes root"
-        return None
+        with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
+            _run("ss", "-K", "-t", "dst", f"127.0.0.1:{server.getsockname()[1]}")
+            client.setblocking(False)
+            try:
+                client.recv(1)
+            except BlockingIOError:
+                return "sockets may not be destroyed here: that takes root, and a kernel that can"
+            except ConnectionError:
+                return None
+            return "a destroyed socket says nothing"
 
     @cached_property
     def _git(self) -> str | None:

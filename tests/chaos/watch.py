@@ -22,6 +22,8 @@ from tests.chaos.table import Process
 ORPHAN_SECONDS = 2.0
 #: A training that starts imports and reads before there is anything to see; on two busy cores that takes a while.
 STARTING_SECONDS = 15.0
+#: A worker that is started again takes so long to ask for its first job.
+WORKER_STARTS_SECONDS = 3.0
 _LOOK_EVERY_SECONDS = 0.25
 
 
@@ -50,6 +52,8 @@ class Watch:
         self._excused: dict[str, int] = {}
         self._still: dict[str, float] = {}  # seconds without progress and without an excuse
         self._alone: dict[tuple[int, int], float] = {}
+        self._somebody_free = False
+        self._busy: list[tuple[float, float]] = []  # Unix time, and seconds until then, of looks at which all were busy
         self.sights: dict[str, list[Sight]] = {}
         self.hung: dict[str, str] = {}
         self.orphans: dict[tuple[int, int], str] = {}
@@ -82,6 +86,10 @@ class Watch:
         seen = self.sights.get(job_id, ())
         return next((sight.at for sight in seen if sight.state == "running" and sight.attempt > after_attempt), None)
 
+    def all_busy(self, since: float, until: float) -> float:
+        """For how many seconds between two moments (Unix time) no worker was there that could have taken a job."""
+        return sum(passed for at, passed in self._busy if since < at <= until)
+
     def _count(self, job_id: str | None, change: int) -> None:
         if job_id is None:
             self._excuses += change
@@ -92,7 +100,9 @@ class Watch:
         before = time.monotonic()
         while not self._stop.wait(_LOOK_EVERY_SECONDS):
             now = time.monotonic()
-            self._look_for_orphans(now)
+            table = self._fleet.table.look()
+            self._look_for_orphans(table, now)
+            self._look_at_workers(table, now - before)
             with suppress(psycopg.OperationalError, ServerAwayError):  # nobody makes progress, and nobody is blamed
                 self._look_at_jobs(now - before)
             before = now
@@ -104,19 +114,32 @@ class Watch:
             if not seen or _differs(seen[-1], sight):
                 seen.append(sight)
                 self._still[row["id"]] = 0.0
-            elif sight.state in ENDED or sight.state == "paused" or self._is_excused(row["id"]):
-                continue
-            else:
+            elif not self._may_stand_still(row["id"], sight.state):
                 self._still[row["id"]] += passed
                 if self._still[row["id"]] > self.hung_after_seconds:
                     self.hung.setdefault(row["id"], f"{sight.state}, attempt {sight.attempt}, step {sight.step}")
 
-    def _is_excused(self, job_id: str) -> bool:
+    def _may_stand_still(self, job_id: str, state: str) -> bool:
+        if state in ENDED or state == "paused" or (state == "queued" and not self._somebody_free):
+            return True
         with self._lock:
             return bool(self._excuses or self._excused.get(job_id))
 
-    def _look_for_orphans(self, now: float) -> None:
-        table = self._fleet.table.look()
+    def _look_at_workers(self, table: dict[int, Process], passed: float) -> None:
+        parents = {process.parent for process in table.values()}
+        starting = self._pace.stretch(WORKER_STARTS_SECONDS)
+
+        def is_free(name: str) -> bool:
+            member = self._fleet.members[name]
+            process = table.get(member.pid) if member.process is not None else None
+            waits = process is not None and process.state not in "Tt" and process.pid not in parents
+            return waits and time.monotonic() - member.began > starting
+
+        self._somebody_free = any(map(is_free, self._fleet.named("worker")))
+        if not self._somebody_free:
+            self._busy.append((time.time(), passed))
+
+    def _look_for_orphans(self, table: dict[int, Process], now: float) -> None:
         members = {member.pid for member in self._fleet.members.values() if member.process is not None}
         for process in table.values():
             key = (process.pid, process.started)

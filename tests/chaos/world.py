@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,11 +108,11 @@ class World:
                 return None
             if step and (row["progress"] or {}).get("step", 0) < step:
                 return None
-            trainers = self.fleet.table.trainers_of(job_id)
-            worker = self.fleet.worker_of(trainers[0].pid) if trainers else None
-            if worker is None:
+            trainer = self.fleet.table.trainer_of(job_id, row["attempt"])
+            worker = self.fleet.worker_of(trainer.pid) if trainer else None
+            if trainer is None or worker is None:
                 return None
-            return Victim(order, job_id, row["attempt"], trainers[0], self.fleet.members[worker])
+            return Victim(order, job_id, row["attempt"], trainer, self.fleet.members[worker])
 
         victim, _ = until(lambda: look() or order.done.is_set(), self.pace.stretch(_PATIENCE_SECONDS))
         if not isinstance(victim, Victim):
@@ -134,6 +134,22 @@ class World:
             except ProcessLookupError:
                 continue
         return time.time()
+
+    @contextmanager
+    def frozen(self, *pids: int) -> Iterator[None]:
+        """SIGSTOP to each, in this order, for the block. Raises NotReachedError when one of them has ended."""
+        stopped: list[int] = []
+        try:
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+                stopped.append(pid)
+            yield
+        except ProcessLookupError as error:
+            raise NotReachedError("who was to be stopped had ended") from error
+        finally:
+            for pid in reversed(stopped):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
 
     def family_of(self, pid: int) -> list[Process]:
         """A process of the fleet and its descendants."""

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from api_schemas.errors import LikenessError
 from api_schemas.jobs import ENDED, JobCreate
+from api_schemas.methods import Method
 from storage import attempts, files, job_history, jobs, preparations, scheduling
 from storage.database import Database
 from storage.job_moves import Death
@@ -415,6 +416,23 @@ def test_a_job_on_validated_files_is_prepared_at_once_and_then_queued(database: 
     # What the trainer resolves: it takes the encoder on its machine.
     assert {name for name, value in hyperparameters.items() if value == "auto"} == {"micro_batch_size", "precision"}
     assert not is_in_preparation(database, job_id)
+
+
+def test_what_a_job_does_not_ask_for_is_not_written_with_it(database: Database) -> None:
+    """A worker of the version before refuses options that it doesn't know."""
+    options = {"loss": {"symmetric": False}, "hyperparameters": {"max_steps": None}, "model": {"pooling": "cls"}}
+    asked = Method.model_validate({"contrastive": options})
+
+    stored = asked.stored()
+
+    assert Method(**stored) == asked
+    assert stored["contrastive"]["loss"]["symmetric"] is False
+    assert stored["contrastive"]["model"]["pooling"] == "cls"
+    assert {"scratch", "adapter"}.isdisjoint(stored["contrastive"]["model"])
+    job_id = add_job(database, "validating_files", training_file=add_file(database))
+    prepare(database, job_id)
+    written = job_of(database, job_id).method
+    assert written == Method(**written).stored()
 
 
 @pytest.mark.parametrize("state", [state for state in STATES if state != "validating_files"])

@@ -58,7 +58,7 @@ class Publication:
             loading=starting.usage_of(trainer.encoder),
             notes=starting.notes_of(trainer.encoder),
             files=files,
-            method=job.method if search is None else Method(contrastive=search.method).model_dump(),
+            method=(Method(**job.method) if search is None else Method(contrastive=search.method)).model_dump(),
             seed=job.seed,
             steps=trainer.step,
             trained_tokens=trainer.trained_tokens,
@@ -99,7 +99,7 @@ class Publication:
                 attempts.succeed(
                     session, self._attempt.job_id, self._attempt.number, base_model=base_model,
                     weights_sha256=weights, dimension=encoder.dimension, max_seq_length=starting.length_read(encoder),
-                    trained_tokens=run.trained_tokens, method=run.method if search else None,
+                    trained_tokens=run.trained_tokens, method=Method(**run.method).stored() if search else None,
                 )  # fmt: skip
 
         try:

@@ -10,6 +10,7 @@ from tests.chaos.faults.row import Row
 from tests.chaos.shots import Shot
 from tests.chaos.specs import content
 from tests.chaos.tracing import tampering
+from tests.chaos.world import NotReachedError
 
 _FIRE_SECONDS = 20.0
 #: The reconciler finds what nobody has handed over.
@@ -22,7 +23,6 @@ def killed_at_a_moment(shot: Shot, moment: str, most: int) -> None:
     armed = world.moments.arm(moment, process="api-1", nth=shot.rng.randint(1, most))
     orders = [world.load.order() for _ in range(2)]
     firing = shot.await_fired(armed, _FIRE_SECONDS)
-    armed.disarm()
     if firing is None:
         return
     shot.fire(f"api-1, pid {firing.pid}, {moment}")
@@ -54,10 +54,14 @@ def killed_mid_upload(shot: Shot) -> None:
     member = world.fleet.members["api-1"]
     port = int(member.env["LIKENESS_PORT"])
     head, body = _upload_request(name, content("pairs") * 200, world.fleet.key)
-    with world.claim("api-1"), socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
-        connection.sendall(head + body[: len(body) // 2])
-        time.sleep(shot.rng.uniform(0, 0.3))
-        world.kill(member.pid)
+    with world.claim("api-1"):
+        try:
+            with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+                connection.sendall(head + body[: len(body) // 2])
+                time.sleep(shot.rng.uniform(0, 0.3))
+                world.kill(member.pid)
+        except OSError as error:
+            raise NotReachedError(f"api-1 did not take half of {name}: {error}") from error
         shot.fire(f"api-1, pid {member.pid}, with half of {name}")
     client = world.load.client("uploader")
     listed = client.insist("GET", "/v1/files?limit=100").body["data"]

@@ -75,7 +75,7 @@ def _deliver(shot: Shot, calls: list[tuple[str, list[str | int]]], *, raw: list[
             _push(valkey, "gpu", data)
         shot.fire(f"{len(calls) + len(raw or ())} messages: {calls[0][0]} {str(calls[0][1])[:60]}")
         drained: Callable[[], bool] = lambda: not (valkey.llen("rq:queue:gpu") or valkey.llen("rq:queue:cpu"))  # noqa: E731
-        shot.within(_DRAINED_SECONDS, drained, "the queues are empty again")
+        shot.within(world.pace.stretch(_DRAINED_SECONDS), drained, "the queues are empty again")
     now = {name: world.fleet.members[name].pid for name in workers}
     shot.expect(pids == now and all(world.fleet.members[name].runs for name in workers), "a worker ended over it")
 

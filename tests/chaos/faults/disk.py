@@ -7,6 +7,7 @@ import functools
 import resource
 import time
 
+from tests.chaos.clients import Client
 from tests.chaos.faults.row import Row
 from tests.chaos.moments import Action, Armed, Firing
 from tests.chaos.shots import Shot
@@ -25,9 +26,8 @@ def _paused_trainer(shot: Shot, step: int, codes: frozenset[str]) -> tuple[str, 
     """A job whose trainer waits before a step: its id, what lets it go, and its process. Raises NotReachedError."""
     order = shot.world.accepted(codes=codes)
     armed = shot.world.moments.arm("before step", "pause", job=order.job_id, nth=step)
-    firing = shot.await_fired(armed, _FIRE_SECONDS)
+    firing = shot.await_fired(armed, _FIRE_SECONDS, unless=order.done)
     if firing is None:
-        armed.disarm()
         raise NotReachedError(f"{order.job_id} did not come to step {step}")
     return order.job_id or "", armed, firing
 
@@ -42,19 +42,25 @@ def filled_up(shot: Shot) -> None:
     client = world.load.client("uploader")
     with world.claim("disk"), world.watch.excusing():
         victim = world.victim(step=1, codes=_FULL)
-        _fill(ballast)
-        shot.fire(f"{ballast.stat().st_size} bytes of ballast under {victim.job_id}")
-        deadline = time.monotonic() + shot.rng.uniform(2, 8)
-        while time.monotonic() < deadline:
-            sent = {"file": ("late.jsonl", content("pairs") * 50), "purpose": (None, "fine-tune")}
-            answer = client.ask("POST", "/v1/files", files=sent)
-            shot.expect(
-                answer.good or answer.code == "storage_full", f"an upload was told {answer.status} {answer.code}"
-            )
-            time.sleep(0.5)
-        ballast.unlink()
+        try:
+            _fill(ballast)
+            shot.fire(f"{ballast.stat().st_size} bytes of ballast under {victim.job_id}")
+            deadline = time.monotonic() + shot.rng.uniform(2, 8)
+            while time.monotonic() < deadline:
+                _upload(shot, client)
+                time.sleep(0.5)
+        finally:
+            ballast.unlink(missing_ok=True)
     client.close()
     shot.wait(victim.order.done, _END_SECONDS)
+
+
+def _upload(shot: Shot, client: Client) -> None:
+    sent = {"file": ("late.jsonl", content("pairs") * 50), "purpose": (None, "fine-tune")}
+    answer = client.ask("POST", "/v1/files", files=sent)
+    # A checkpoint that is removed makes room for one.
+    fine = not answer.known or answer.good or answer.code == "storage_full"
+    shot.expect(fine, f"an upload to a full disk was told {answer.status} {answer.code}")
 
 
 def _fill(path: object) -> None:
@@ -83,9 +89,9 @@ def write_refused(shot: Shot) -> None:
     _tampered(shot, "write,pwrite64", f"error=ENOSPC:when={shot.rng.randint(1, 60)}", _FULL | _BROKEN)
 
 
-def no_room_at_a_moment(shot: Shot) -> None:
+def no_room_at_a_moment(shot: Shot, moment: str) -> None:
     """No room as a checkpoint or the model is forced to disk."""
-    _raised(shot, errno.ENOSPC, _FULL)
+    _raised(shot, moment, errno.ENOSPC, _FULL)
 
 
 # --- broken ---
@@ -96,9 +102,9 @@ def io_error(shot: Shot, calls: str) -> None:
     _tampered(shot, calls, f"error=EIO:when={shot.rng.randint(1, 30)}", _BROKEN)
 
 
-def io_error_at_a_moment(shot: Shot) -> None:
+def io_error_at_a_moment(shot: Shot, moment: str) -> None:
     """Forcing to disk fails, and the bytes are lost; it is not to be tried again on the same file."""
-    _raised(shot, errno.EIO, _BROKEN, action="lose")
+    _raised(shot, moment, errno.EIO, _BROKEN, action="lose")
 
 
 def _tampered(shot: Shot, calls: str, how: str, codes: frozenset[str]) -> None:
@@ -113,14 +119,12 @@ def _tampered(shot: Shot, calls: str, how: str, codes: frozenset[str]) -> None:
     _await_end(shot, job_id)
 
 
-def _raised(shot: Shot, number: int, codes: frozenset[str], action: Action = "raise") -> None:
+def _raised(shot: Shot, moment: str, number: int, codes: frozenset[str], action: Action = "raise") -> None:
     world = shot.world
     order = world.accepted(codes=codes)
-    moment = shot.rng.choice(("writing checkpoint", "writing artifact"))
     armed = world.moments.arm(moment, action, job=order.job_id, nth=shot.rng.randint(1, 8), errno=number)
-    if firing := shot.await_fired(armed, _FIRE_SECONDS):
+    if firing := shot.await_fired(armed, _FIRE_SECONDS, unless=order.done):
         shot.fire(f"{errno.errorcode[number]} while {moment}, pid {firing.pid}, {order.job_id}")
-    armed.disarm()
     shot.wait(order.done, _END_SECONDS)
 
 
@@ -147,6 +151,7 @@ def slow_to_sync(shot: Shot) -> None:
     _await_end(shot, job_id)
 
 
+_FORCED = {"a checkpoint is": "writing checkpoint", "the model is": "writing artifact"}
 _CALLS = {"fsync": "fsync,fdatasync", "rename": "rename,renameat,renameat2", "write": "write,pwrite64"}
 ROWS = (
     Row(
@@ -157,7 +162,10 @@ ROWS = (
             "filled up by something else": filled_up,
             "file size limited": file_size_limited,
             "nth write refused": write_refused,
-            "no room when forced to disk": no_room_at_a_moment,
+            **{
+                f"no room when {what} forced to disk": functools.partial(no_room_at_a_moment, moment=moment)
+                for what, moment in _FORCED.items()
+            },
         },
         alone=frozenset({"filled up by something else"}),
         needs={"filled up by something else": "mounts", "nth write refused": "strace"},
@@ -168,7 +176,10 @@ ROWS = (
         60,
         {
             **{f"EIO of {name}": functools.partial(io_error, calls=calls) for name, calls in _CALLS.items()},
-            "EIO when forced to disk": io_error_at_a_moment,
+            **{
+                f"EIO when {what} forced to disk": functools.partial(io_error_at_a_moment, moment=moment)
+                for what, moment in _FORCED.items()
+            },
         },
         needs={f"EIO of {name}": "strace" for name in _CALLS},
     ),

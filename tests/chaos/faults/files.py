@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.chaos.faults.row import Row
@@ -24,7 +25,7 @@ def _some_file(folder: Path, rng: random.Random) -> Path:
 
 def truncated(folder: Path, rng: random.Random) -> str:
     path = _some_file(folder, rng)
-    size = rng.randrange(path.stat().st_size)
+    size = rng.randrange(max(path.stat().st_size - 1, 1))  # without the line's end alone JSON says the same
     with path.open("r+b") as target:
         target.truncate(size)
     return f"{path.name} cut to {size} bytes"
@@ -43,8 +44,10 @@ def flipped(folder: Path, rng: random.Random) -> str:
 
 def zeroed(folder: Path, rng: random.Random) -> str:
     path = max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
-    size = path.stat().st_size
-    count = rng.randint(1, size // 2)
+    content = path.read_bytes()
+    size = len(content)
+    # Some of it must not be zeros already.
+    count = rng.randint(size - len(content.rstrip(b"\0")) + 1, size)
     with path.open("r+b") as target:
         target.seek(size - count)
         target.write(b"\0" * count)
@@ -87,9 +90,8 @@ def checkpoint_damaged(shot: Shot, damage: Damage) -> None:
     order = world.accepted()
     step = 2 * CHECKPOINT_EVERY + shot.rng.randint(2, 25)
     armed = world.moments.arm("before step", "pause", job=order.job_id, attempt=1, nth=step)
-    firing = shot.await_fired(armed, _FIRE_SECONDS)
+    firing = shot.await_fired(armed, _FIRE_SECONDS, unless=order.done)
     if firing is None:
-        armed.disarm()
         return
     root = world.fleet.data / "artifacts" / "checkpoints" / (order.job_id or "")
     newest = max((path for path in root.iterdir() if path.name.isdecimal()), key=lambda path: int(path.name))
@@ -110,20 +112,28 @@ def model_damaged(shot: Shot, damage: Damage) -> None:
     if model is None:
         return
     folder = world.fleet.data / "artifacts" / "models" / model["artifact"]
-    kept = world.fleet.folder / f"kept-{folder.name}"
-    shutil.copytree(folder, kept)
-    shot.fire(f"{damage(folder, shot.rng)}, of the model {model['id']}")
-    client = world.load.client("reader")
-    answer = client.ask(
-        "POST", "/v1/embeddings", url=world.fleet.url_of("inference-1"), json={"model": model["id"], "input": "a word"}
-    )
-    client.close()
-    if answer.known:
-        shot.expect(answer.code == "artifact_corrupt", f"a damaged model got {answer.status} {answer.code}")
-    for path in folder.parent.glob(f".{folder.name}-*"):
-        path.unlink()
-    shutil.rmtree(folder)
-    kept.rename(folder)
+    with _kept_whole(folder, world.fleet.folder / f"kept-{folder.name}"):
+        what = damage(folder, shot.rng)
+        client = world.load.client("reader")
+        url = world.fleet.url_of("inference-1")
+        answer = client.ask("POST", "/v1/embeddings", url=url, json={"model": model["id"], "input": "a word"})
+        client.close()
+        if answer.known:
+            shot.fire(f"{what}, of the model {model['id']}")
+            shot.expect(answer.code == "artifact_corrupt", f"a damaged model got {answer.status} {answer.code}")
+
+
+@contextmanager
+def _kept_whole(folder: Path, beside: Path) -> Iterator[None]:
+    """A folder is after the block as it was before, whatever is done to it."""
+    shutil.copytree(folder, beside)
+    try:
+        yield
+    finally:
+        for path in folder.parent.glob(f".{folder.name}-*"):
+            path.unlink()
+        shutil.rmtree(folder)
+        shutil.move(beside, folder)
 
 
 _DAMAGES: dict[str, Damage] = {

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Callable
+from typing import Any
 
 import psycopg
 
 from tests.chaos.faults.row import Row
 from tests.chaos.fleet import Member
 from tests.chaos.proxies import BOTH, Weather
-from tests.chaos.shots import Shot
+from tests.chaos.shots import Shot, until
 from tests.chaos.world import NotReachedError
 
 _GAP_SECONDS = 15.0
 #: The key of the lock, which PostgreSQL shows in halves. See storage.leadership.
 _HOLDERS = """
     SELECT pid FROM pg_locks
-    WHERE locktype = 'advisory' AND granted AND (classid::bigint << 32 | objid::bigint) = 7310041212
+    WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND (classid::bigint << 32 | objid::bigint) = 7310041212
 """
 
 
@@ -74,9 +74,12 @@ def _lost(shot: Shot, lose: Callable[[Member, int], None], *, after: Callable[[M
     world = shot.world
     with world.claim("reconcilers"):
         victim = world.victim(step=1)
-        leader, backend = _leader(shot)
+        found, _ = until(lambda: _leader(shot), _GAP_SECONDS)
+        if found is None:
+            raise NotReachedError("nobody leads")
+        leader, backend = found
+        before = _terms(shot)[-1]["term"]
         lose(leader, backend)
-        at = time.time()
         world.kill(*(process.pid for process in world.family_of(victim.worker.pid)))
         shot.fire(f"{leader.name}, session {backend}")
         try:
@@ -84,21 +87,34 @@ def _lost(shot: Shot, lose: Callable[[Member, int], None], *, after: Callable[[M
             shot.within(
                 world.lease + _GAP_SECONDS,
                 lambda: (world.ledger.job(victim.job_id) or {}).get("attempt", 0) > victim.attempt,
-                f"{victim.job_id} is rescued, {time.time() - at:.0f} s after its worker's death",
+                f"{victim.job_id} is rescued",
             )
         finally:
             after(leader)
-        shot.expect(len(_holders(shot)) <= 1, "two sessions lead at once")
+        numbers = [row["term"] for row in _terms(shot)]
+        shot.expect(numbers[-1] > before, f"nobody has begun a term after {before}")
+        shot.expect(numbers == list(range(numbers[0], numbers[-1] + 1)), f"the terms are numbered {numbers}")
+        shot.within(_GAP_SECONDS, lambda: _is_of_newest_term(shot), "whoever has the lock has the newest term")
 
 
-def _leader(shot: Shot) -> tuple[Member, int]:
-    """The member that leads, and the session that its lock hangs on. Raises NotReachedError."""
+def _leader(shot: Shot) -> tuple[Member, int] | None:
+    """The member that leads, and the session that its lock hangs on."""
     fleet = shot.world.fleet
     for backend in _holders(shot):
         for name in fleet.named("reconciler"):
             if backend in fleet.members[name].database.backends():
                 return fleet.members[name], backend
-    raise NotReachedError("nobody leads")
+    return None
+
+
+def _is_of_newest_term(shot: Shot) -> bool:
+    """Whether the leader is whom the newest term names: by its host, and its process there."""
+    leader = _leader(shot)
+    return leader is not None and _terms(shot)[-1]["holder"].endswith(f"-{leader[0].pid}")
+
+
+def _terms(shot: Shot) -> list[dict[str, Any]]:
+    return shot.world.ledger.rows("SELECT term, holder FROM leader_terms ORDER BY term")
 
 
 def _holders(shot: Shot) -> set[int]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from tests.chaos.faults.row import Row
 from tests.chaos.shots import Shot
 from tests.chaos.tools import memory_cgroups
+from tests.chaos.world import NotReachedError
 
 _LIMIT_BYTES = 1200 * 2**20
 _TOO_MUCH_MEBIBYTES = 4000
@@ -27,10 +28,6 @@ def killed_by_the_kernel(shot: Shot) -> None:
         armed = world.moments.arm(
             "mid step", "allocate", job=order.job_id, nth=3, repeat=True, mebibytes=_TOO_MUCH_MEBIBYTES
         )
-        firing = shot.await_fired(armed, _END_SECONDS)
-        if firing is None:
-            armed.disarm()
-            return
         shot.wait(order.done, _END_SECONDS)
         armed.disarm()
         shot.wait(neighbour.done, _END_SECONDS)
@@ -43,17 +40,15 @@ def address_space_limited(shot: Shot) -> None:
     world = shot.world
     order = world.accepted(codes=_OUT_OF_MEMORY)
     paused = world.moments.arm("before step", "pause", job=order.job_id, nth=shot.rng.randint(1, 10))
-    firing = shot.await_fired(paused, _END_SECONDS)
+    firing = shot.await_fired(paused, _END_SECONDS, unless=order.done)
     if firing is None:
-        paused.disarm()
         return
     limit = _address_space(firing.pid) + shot.rng.randint(0, 24) * 2**20
     refused = world.moments.arm("mid step", "allocate", job=order.job_id, attempt=1, mebibytes=64)
     resource.prlimit(firing.pid, resource.RLIMIT_AS, (limit, limit))
     paused.release()
-    if shot.await_fired(refused, _END_SECONDS):
+    if shot.await_fired(refused, _END_SECONDS, unless=order.done):
         shot.fire(f"at most {limit} bytes of addresses for {firing.pid}, which trains {order.job_id}")
-    refused.disarm()
     shot.wait(order.done, _END_SECONDS)
 
 
@@ -66,11 +61,14 @@ def _limited(shot: Shot) -> Iterator[None]:
         for name, group in groups.items():
             group.mkdir(exist_ok=True)
             _set_limit(group, _LIMIT_BYTES)
-            for process in shot.world.family_of(fleet.members[name].pid):
+            family = shot.world.family_of(fleet.members[name].pid)
+            if not family:
+                raise NotReachedError(f"{name} has just ended, and begins anew outside of its group")
+            for process in family:
                 _move(process.pid, group)
         yield
     finally:
-        for group in groups.values():
+        for group in filter(Path.exists, groups.values()):
             _set_limit(group, -1)
 
 

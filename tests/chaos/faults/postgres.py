@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import psycopg
 
 from tests.chaos.faults.row import Row
-from tests.chaos.proxies import Weather
-from tests.chaos.shots import Shot
+from tests.chaos.proxies import Proxy, Weather
+from tests.chaos.shots import Shot, until
+from tests.chaos.world import Victim
 
 _BACK_SECONDS = 5.0
 _FIRE_SECONDS = 40.0
 _MOST_CONNECTIONS = 200
+#: Of a training that has something to write. See workers.patience.
+_PATIENCE_SECONDS = 30.0
+#: What a reconciler does around a rescue takes as many commits.
+_COMMITS_AROUND_A_RESCUE = 4
 
 
 def crashed(shot: Shot) -> None:
@@ -25,13 +30,17 @@ def crashed(shot: Shot) -> None:
     client = world.load.client("prober")
     with world.claim("postgres"), world.watch.excusing():
         world.fleet.postgres.crash()
-        shot.fire(f"away for {away:.1f} s under {victim.job_id}")
-        deadline = time.monotonic() + away
-        while time.monotonic() < deadline:
-            answer = client.ask("GET", f"/v1/fine_tuning/jobs/{victim.job_id}")
-            shot.expect(not answer.good, "a 200 without a database")
-            time.sleep(0.5)
-        world.fleet.on_starter(world.fleet.postgres.start)
+        try:
+            shot.fire(f"away for {away:.1f} s under {victim.job_id}")
+            deadline = time.monotonic() + away
+            while time.monotonic() < deadline:
+                answer = client.ask("GET", f"/v1/fine_tuning/jobs/{victim.job_id}")
+                shot.expect(not answer.good, "a 200 without a database")
+                time.sleep(0.5)
+            if away > world.lease + world.slack_seconds:
+                shot.expect(not world.runs(victim.trainer.pid), f"{victim.trainer.pid} trains on after its lease")
+        finally:
+            world.fleet.on_starter(world.fleet.postgres.start)
         for url in world.fleet.urls():
             good: Callable[[], bool] = lambda url=url: client.ask("GET", "/v1/files", url=url).good  # type: ignore[misc] # noqa: E731
             shot.within(_BACK_SECONDS, good, f"{url} answers again")
@@ -45,11 +54,9 @@ def lost_to_the_api(shot: Shot) -> None:
     """A client orders a job, and the API doesn't hear that its commit was done."""
     world = shot.world
     proxy = world.fleet.members["api-1"].database
-    with world.claim("api-1"):
-        proxy.set(Weather(swallow_commits=shot.rng.randint(1, 4)))
+    with world.claim("api-1"), proxy.under(Weather(swallow_commits=shot.rng.randint(1, 4))):
         orders = [world.load.order() for _ in range(2)]
         _await_swallowed(shot, proxy)
-        proxy.set(Weather())
     for order in orders:
         shot.wait(order.accepted, _FIRE_SECONDS)
 
@@ -58,22 +65,35 @@ def lost_to_a_worker(shot: Shot) -> None:
     """A training, its supervisor or its worker doesn't hear that a commit was done."""
     world = shot.world
     victim = world.victim(step=shot.rng.randint(0, 30))
-    with world.claim(victim.worker.name):
-        victim.worker.database.set(Weather(swallow_commits=shot.rng.randint(1, 12)))
-        _await_swallowed(shot, victim.worker.database)
-        victim.worker.database.set(Weather())
+    proxy = victim.worker.database
+    with world.claim(victim.worker.name), proxy.under(Weather(swallow_commits=shot.rng.randint(1, 12))):
+        _await_swallowed(shot, proxy)
     shot.wait(victim.order.done, _FIRE_SECONDS)
+
+
+def lost_of_a_success(shot: Shot) -> None:
+    """A training doesn't hear that the commit was done which made its model and ended its job."""
+    world = shot.world
+    order = world.accepted()
+    armed = world.moments.arm("after model rename", "pause", job=order.job_id)
+    firing = shot.await_fired(armed, _FIRE_SECONDS, unless=order.done)
+    worker = firing and world.fleet.worker_of(firing.pid)
+    if worker is None:
+        return
+    proxy = world.fleet.members[worker].database
+    with world.claim(worker), proxy.under(Weather(swallow_commits=1)):
+        armed.release()
+        _await_swallowed(shot, proxy)
+    shot.wait(order.done, _FIRE_SECONDS)
 
 
 def lost_to_preparation(shot: Shot) -> None:
     """Whoever prepares files doesn't hear that a commit was done."""
     world = shot.world
     proxy = world.fleet.members["cpu-1"].database
-    with world.claim("cpu-1"):
-        proxy.set(Weather(swallow_commits=shot.rng.randint(1, 6)))
+    with world.claim("cpu-1"), proxy.under(Weather(swallow_commits=shot.rng.randint(1, 6))):
         order = world.load.order()
         _await_swallowed(shot, proxy)
-        proxy.set(Weather())
     shot.wait(order.done, _FIRE_SECONDS)
 
 
@@ -82,24 +102,28 @@ def lost_to_the_reconciler(shot: Shot) -> None:
     world = shot.world
     victim = world.victim(step=1)
     proxies = [world.fleet.members[name].database for name in world.fleet.named("reconciler")]
-    with world.claim("reconcilers"):
-        for proxy in proxies:
-            proxy.set(Weather(swallow_commits=shot.rng.randint(1, 6)))
+    with world.claim("reconcilers"), contextlib.ExitStack() as losing:
         world.kill(*(process.pid for process in world.family_of(victim.worker.pid)))
-        _await_swallowed(shot, *proxies)
+        until(lambda: _is_about_to_be_rescued(shot, victim), world.lease + world.slack_seconds)
         for proxy in proxies:
-            proxy.set(Weather())
+            losing.enter_context(proxy.under(Weather(swallow_commits=shot.rng.randint(1, _COMMITS_AROUND_A_RESCUE))))
+        _await_swallowed(shot, *proxies)
     shot.wait(victim.order.done, _FIRE_SECONDS)
 
 
-def _await_swallowed(shot: Shot, *proxies: object) -> None:
-    deadline = time.monotonic() + _FIRE_SECONDS
-    while time.monotonic() < deadline:
-        for proxy in proxies:
-            if proxy.effects.swallowed_commits:  # type: ignore[attr-defined]
-                shot.fire(f"{proxy.name}")  # type: ignore[attr-defined]
-                return
-        time.sleep(0.02)
+def _is_about_to_be_rescued(shot: Shot, victim: Victim) -> bool:
+    """Whether its lease ends within a tick: before, a reconciler's commits are about nothing."""
+    rows = shot.world.ledger.rows(
+        "SELECT 1 FROM leases WHERE job_id = %s AND attempt = %s AND expires_at > clock_timestamp() + interval '0.5 s'",
+        [victim.job_id, victim.attempt],
+    )
+    return not rows
+
+
+def _await_swallowed(shot: Shot, *proxies: Proxy) -> None:
+    found, _ = until(lambda: [proxy for proxy in proxies if proxy.effects.swallowed_commits], _FIRE_SECONDS)
+    if found:
+        shot.fire(found[0].name)
 
 
 # --- exhausted ---
@@ -109,7 +133,7 @@ def out_of_connections(shot: Shot) -> None:
     """Every connection that PostgreSQL has is taken."""
     world = shot.world
     victim = world.victim(step=1)
-    with world.claim("postgres"), world.watch.excusing(), contextlib.ExitStack() as held:
+    with world.claim("postgres"), _not_taken(shot, victim), contextlib.ExitStack() as held:
         refused = _take_connections(world.fleet.postgres.url, held)
         if not refused:
             return
@@ -119,8 +143,6 @@ def out_of_connections(shot: Shot) -> None:
             client.ask("GET", f"/v1/fine_tuning/jobs/{victim.job_id}")
             time.sleep(world.lease / 2)
         client.close()
-        row = world.glance(victim.job_id)
-        shot.expect(row is None or row["attempt"] == victim.attempt, f"{victim.job_id} was taken from a living worker")
 
 
 def row_locked(shot: Shot) -> None:
@@ -129,7 +151,7 @@ def row_locked(shot: Shot) -> None:
     victim = world.victim(step=1)
     with (
         world.claim("postgres"),
-        world.watch.excusing(victim.job_id),
+        _not_taken(shot, victim),
         psycopg.connect(world.fleet.postgres.url) as connection,
     ):
         connection.execute("SELECT 1 FROM jobs WHERE id = %s FOR UPDATE", [victim.job_id])
@@ -142,11 +164,30 @@ def table_locked(shot: Shot) -> None:
     """Nobody gets at the jobs at all, for longer than a lease."""
     world = shot.world
     victim = world.victim(step=1)
-    with world.claim("postgres"), world.watch.excusing(), psycopg.connect(world.fleet.postgres.url) as connection:
+    with (
+        world.claim("postgres"),
+        _not_taken(shot, victim),
+        psycopg.connect(world.fleet.postgres.url) as connection,
+    ):
         connection.execute("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE")
         shot.fire("the table of jobs")
         _probe(shot, f"/v1/fine_tuning/jobs/{victim.job_id}", shot.rng.uniform(1, 4) * world.lease)
         connection.rollback()
+
+
+@contextlib.contextmanager
+def _not_taken(shot: Shot, victim: Victim) -> Iterator[None]:
+    """Its worker lives, and so its lease is kept, whatever is done to PostgreSQL in the block.
+
+    After a while a training that can't write may give its job back, which isn't the same.
+    """
+    world = shot.world
+    began = time.monotonic()
+    with world.watch.excusing():
+        yield
+        row = world.ledger.job(victim.job_id) or {}
+        taken = row.get("crashes") if time.monotonic() - began > _PATIENCE_SECONDS else row["attempt"] > victim.attempt
+        shot.expect(not taken, f"{victim.job_id} was taken from a living worker")
 
 
 def _probe(shot: Shot, path: str, seconds: float) -> None:
@@ -189,6 +230,7 @@ ROWS = (
         {
             "to the API": lost_to_the_api,
             "to a worker": lost_to_a_worker,
+            "of a success": lost_of_a_success,
             "to preparation": lost_to_preparation,
             "to a reconciler": lost_to_the_reconciler,
         },

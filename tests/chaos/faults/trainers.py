@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
-import signal
 import time
 
 from tests.chaos.faults.row import Row
@@ -40,9 +38,8 @@ def killed_at_a_moment(shot: Shot, moment: str, nth: range) -> None:
     job_id = order.job_id or ""
     for attempt in range(1, _KILLS_PER_JOB + 1):
         armed = world.moments.arm(moment, job=job_id, attempt=attempt, nth=shot.rng.choice(nth))
-        firing = shot.await_fired(armed, _FIRE_SECONDS) if not order.done.is_set() else None
+        firing = shot.await_fired(armed, _FIRE_SECONDS, unless=order.done)
         if firing is None:
-            armed.disarm()
             break
         shot.fire(f"pid {firing.pid}, attempt {attempt} of {job_id}")
         shot.died(job_id, attempt, at=firing.at, lease=False)
@@ -97,26 +94,26 @@ def stopped_alone(shot: Shot) -> None:
 def _stopped(shot: Shot, who: str, leases: float) -> None:
     world = shot.world
     victim = world.victim(step=shot.rng.randint(1, STEPS // 2))
-    pids = _pids(shot, victim, who)
-    with world.watch.excusing(victim.job_id):
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
+    with world.watch.excusing(victim.job_id), world.frozen(*_pids(victim, who)):
         stopped = time.time()
+        shot.fire(f"{who} of {victim.job_id} for {leases:.1f} leases")
         time.sleep(leases * world.lease)
-        row = world.ledger.job(victim.job_id) or {}
-        taken_over = row["attempt"] > victim.attempt
-        for pid in reversed(pids):
-            os.kill(pid, signal.SIGCONT)
-    shot.fire(f"{who} of {victim.job_id} for {leases:.1f} leases; taken over: {taken_over}")
-    if who == "family":
-        shot.expect(taken_over, f"{victim.job_id} was not given to another after {leases:.1f} leases")
-        shot.died(victim.job_id, victim.attempt, at=stopped, lease=True)
+        if who != "trainer":  # whoever keeps the lease is still
+            left = world.lease + world.fleet.shape.tick_seconds - (time.time() - stopped)
+            shot.within(max(left, 0.0), lambda: _is_taken_over(shot, victim), f"{victim.job_id} is given to another")
+            shot.died(victim.job_id, victim.attempt, at=stopped, lease=True)
+        taken_over = _is_taken_over(shot, victim)
     if taken_over:
         gone = functools.partial(lambda pid: not world.runs(pid), victim.trainer.pid)
         shot.within(_ENDS_WITHIN_SECONDS, gone, f"the trainer {victim.trainer.pid} that lost its job ends")
 
 
-def _pids(shot: Shot, victim: Victim, who: str) -> list[int]:
+def _is_taken_over(shot: Shot, victim: Victim) -> bool:
+    row = shot.world.ledger.job(victim.job_id)
+    return row is not None and row["attempt"] > victim.attempt
+
+
+def _pids(victim: Victim, who: str) -> list[int]:
     """Parents first, so that none of them sees a child stop."""
     above = {"family": [victim.worker.pid, victim.trainer.parent], "horse": [victim.trainer.parent], "trainer": []}
     return list(dict.fromkeys([*above[who], victim.trainer.pid]))

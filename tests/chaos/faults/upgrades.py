@@ -23,7 +23,7 @@ def worker_of_the_version_before(shot: Shot) -> None:
     world = shot.world
     name, *others = shot.rng.sample(world.fleet.named("worker"), len(world.fleet.named("worker")))
     before, folder = _version_before(world.fleet.folder / "before")
-    with world.claim(*world.fleet.named("worker")):
+    with world.claim(*world.fleet.named("worker")), world.watch.excusing():
         world.fleet.replace(name, cwd=folder)
         try:
             for other in others:
@@ -53,7 +53,9 @@ def everything_told_to_go(shot: Shot) -> None:
 
 def _version_before(folder: Path) -> tuple[str, Path]:
     """The code as it was before its last migration. Raises NotReachedError when the history doesn't reach so far."""
-    newest = _git("log", "--diff-filter=A", "-1", "--format=%H", "--", _MIGRATIONS).decode().strip()
+    # A migration that a branch has made comes with its merge.
+    mainline = ("log", "--first-parent", "-m", "--diff-filter=A", "-1", "--format=%H")
+    newest = _git(*mainline, "--", _MIGRATIONS).decode().strip()
     before = _git("rev-parse", "--verify", f"{newest}^").decode().strip()
     if not folder.exists():
         with tarfile.open(

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from redis.exceptions import RedisError
+from redis.exceptions import OutOfMemoryError, RedisError
 
 from tests.chaos.faults.row import Row
 from tests.chaos.shots import Shot
@@ -30,10 +30,12 @@ def _killed(shot: Shot, *, empty: bool) -> None:
     fleet = shot.world.fleet
     away = shot.rng.uniform(0, 8)
     fleet.valkey.kill()
-    if empty:
-        fleet.valkey.forget()
-    time.sleep(away)
-    fleet.on_starter(fleet.valkey.start)
+    try:
+        if empty:
+            fleet.valkey.forget()
+        time.sleep(away)
+    finally:
+        fleet.on_starter(fleet.valkey.start)
     shot.fire(f"away for {away:.1f} s, {'empty' if empty else 'with its file'}")
 
 
@@ -68,14 +70,13 @@ def suspended(shot: Shot) -> None:
 def full(shot: Shot) -> None:
     """At its memory's limit every write is refused."""
     with _jobs_on_their_way(shot), shot.world.fleet.valkey.connect() as valkey:
-        valkey.config_set("maxmemory", "1mb")
+        valkey.config_set("maxmemory", "1")  # less than it has already; 0 would be as much as it likes
         try:
             valkey.set("chaos", "x")
-        except RedisError as error:
+        except OutOfMemoryError as error:
             shot.fire(str(error)[:60])
         time.sleep(shot.rng.uniform(3, 10))
         valkey.config_set("maxmemory", "0")
-        valkey.delete("chaos")
 
 
 @contextmanager

@@ -58,8 +58,9 @@ def preempted(shot: Shot, times: int) -> None:
     for _ in range(times):
         victim = world.at_work(order, step=shot.rng.randint(0, 4), after_attempt=attempt)
         attempt = victim.attempt
-        if not _leaves(shot, victim.worker.pid):
-            world.kill(*(process.pid for process in world.family_of(victim.worker.pid)))
+        family = [process.pid for process in world.family_of(victim.worker.pid)]
+        if not _leaves(shot, victim.worker.name, family):
+            world.kill(*family)
         shot.fire(f"{victim.worker.name} under attempt {attempt} of {victim.job_id}")
     shot.wait(order.done, _KILLED_AFTER_SECONDS * 3)
     row = world.ledger.job(order.job_id or "") or {}
@@ -67,11 +68,9 @@ def preempted(shot: Shot, times: int) -> None:
     shot.expect(not spent, f"preemptions were counted as {spent} deaths of {order.job_id}")
 
 
-def _leaves(shot: Shot, pid: int) -> bool:
-    """Whether a worker that is told to go has gone before it is killed."""
+def _leaves(shot: Shot, name: str, family: list[int]) -> bool:
+    """Whether a worker that is told to go has gone before it is killed, and all below it."""
     world = shot.world
-    family = [process.pid for process in world.family_of(pid)]
-    name = world.fleet.worker_of(pid) or ""
     world.fleet.signal(name, signal.SIGTERM)
     _, taken = until(lambda: not any(map(world.runs, family)), world.pace.stretch(_KILLED_AFTER_SECONDS))
     shot.expect(taken <= _LEAVES_WITHIN_SECONDS + world.slack_seconds, f"{name} took {taken:.1f} s to go")

@@ -178,8 +178,8 @@ def _around_commits(module: ModuleType) -> None:
 
 
 def _before_enqueueing(module: ModuleType) -> None:
-    def dispatch_soon(original: Any, *arguments: Any, **named: Any) -> Any:
+    def dispatch(original: Any, *arguments: Any, **named: Any) -> Any:
         reached("before enqueue")
         return original(*arguments, **named)
 
-    wrap(module, "dispatch_soon", dispatch_soon)
+    wrap(module, "dispatch", dispatch)

@@ -10,5 +10,6 @@ if "CHAOS_FOLDER" in os.environ:
     import chaos_guards
     import chaos_moments
 
-    chaos_moments.install()
     chaos_guards.install()
+    chaos_moments.install()
+    chaos_guards.install_around_moments()
