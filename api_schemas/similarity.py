@@ -13,11 +13,19 @@ MAX_PAIRS = MAX_INPUTS // 2
 
 
 class SimilarityRequest(RequestModel):
-    """Either `pairs`, or a `query` against `documents`: texts, or vectors for an adapter."""
+    """Either `pairs`, or a `query` against `documents`: texts, or vectors for an adapter.
+
+    A model with prompts has the query behind its prompt `query` and the documents behind its prompt `document`.
+    """
 
     model: str = Field(description="A base model's name or a tuned model's id.")
     pairs: Annotated[list[InputPair], Field(min_length=1, max_length=MAX_PAIRS)] | None = Field(
         default=None, description="Pairs of texts; one score each, in order."
+    )
+    input_type: str | None = Field(
+        default=None,
+        max_length=64,
+        description="What the texts of `pairs` are, for models with prompts: query, document, or another's name.",
     )
     query: Input | None = Field(default=None, description="A text to compare with every document.")
     documents: Inputs | None = Field(default=None, description="Texts to rank by similarity to the query.")
@@ -30,10 +38,11 @@ class SimilarityRequest(RequestModel):
         ranked = (self.query is not None, self.documents is not None)
         if self.pairs is not None and not any(ranked) and self.top_k is None:
             return self
-        if self.pairs is None and all(ranked):
+        if self.pairs is None and all(ranked) and self.input_type is None:
             return self
         raise PydanticCustomError(
-            "invalid_value", "send either 'pairs', or 'query' with 'documents' (and 'top_k' if you like)"
+            "invalid_value",
+            "send either 'pairs', or 'query' with 'documents' (and 'top_k' if you like); 'input_type' is for 'pairs'",
         )
 
 

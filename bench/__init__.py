@@ -2,6 +2,7 @@
 
 import os
 
-# As the service's own processes: threads that spin while they wait are ruinous beside anybody else's work. Read by
-# OpenMP when torch is first imported, which is after this.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from workers.idle_cores import wait_policy
+
+# As trainings have it. Read by OpenMP when torch is first imported, which is after this.
+os.environ |= {**wait_policy(), **os.environ}

@@ -21,11 +21,10 @@ from api_schemas.defaults import MODEL, resolve
 from api_schemas.methods import Method
 from bench.loss_results import markdown
 from bench.machine import describe, use_physical_cores
-from bench.train_data import prepared, texts
+from bench.train_data import demo, prepared, texts
 from bench.train_quality import reciprocal_ranks
 from encoders.registry import locate
 from encoders.text import TextEncoder
-from service.demo.docstrings import build_dataset
 from service.demo.progress import progress
 from service.demo.retrieval import Difference, difference
 from workers.training.config import TrainingConfig
@@ -117,7 +116,7 @@ def trained(method: Method, options: argparse.Namespace) -> tuple[int, np.ndarra
         data = prepared(texts("short", options.pairs), encoder.tokenizer, Path(folder) / "pairs")
         trainer = Trainer(encoder, [data], TrainingConfig.from_method(method.contrastive, seed=options.seed))
         trainer.run(on_step=lambda _: None, should_stop=lambda: False)
-    return trainer.step, reciprocal_ranks(encoder, build_dataset().test)
+    return trainer.step, reciprocal_ranks(encoder, demo().test)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -6,7 +6,7 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,14 +16,14 @@ from rich.console import Console
 
 from api_schemas.defaults import MODEL, resolve
 from api_schemas.inputs import SCRATCH, with_scratch
-from api_schemas.methods import Method
+from api_schemas.methods import Method, ScratchOptions
 from bench.machine import describe, use_physical_cores
-from bench.train_data import Texts, prepared, rows
+from bench.train_data import Texts, demo, prepared, rows
 from bench.train_quality import reciprocal_ranks
 from encoders.prompts import Prompts
 from encoders.registry import locate
 from encoders.text import TextEncoder
-from service.demo.docstrings import Pair, build_dataset
+from service.demo.docstrings import Pair
 from service.demo.progress import Report, progress
 from service.demo.retrieval import difference
 from workers import scratch_base
@@ -32,6 +32,7 @@ from workers.training.trainer import StepReport, Trainer
 from workers.untokenized import Untokenized
 
 SEEDS = 3
+LAYERS = (1, 2, 4)
 QUICK_PAIRS = 512
 
 EPILOG = """
@@ -54,15 +55,24 @@ def main() -> None:
     options = parse(sys.argv[1:])
     threads = use_physical_cores()
     print(*describe(torch.device("cuda" if torch.cuda.is_available() else "cpu"), threads), sep="\n")
-    dataset = build_dataset()
+    dataset = demo()
     train = dataset.train[: options.pairs]
     print(f"\n{len(train)} pairs to train on, {len(dataset.test)} asked about, {options.seeds} seeds\n")
     print("| Encoder | MRR before | after | difference, 95 % interval | seeds differ by | seconds |")
     print("|---|---|---|---|---|---|", flush=True)
-    for model in (SCRATCH, MODEL):
+    for title, model, method in encoders(options.layers):
         with progress(Console(stderr=True), "steps") as report:
-            outcomes = [trained(model, Method(), train, dataset.test, seed, report) for seed in range(options.seeds)]
-        print(row(model, outcomes), flush=True)
+            outcomes = [trained(model, method, train, dataset.test, seed, report) for seed in range(options.seeds)]
+        print(row(title, outcomes), flush=True)
+
+
+def encoders(layers: Sequence[int]) -> Iterator[tuple[str, str, Method]]:
+    """A title, the base model and the method of each training: from scratch with so many layers, and fine-tuned."""
+    for count in layers:
+        default = " (auto)" if count == ScratchOptions().layers else ""
+        method = {"contrastive": {"model": {"scratch": {"layers": count}}}}
+        yield f"{SCRATCH}, layers: {count}{default}", SCRATCH, Method.model_validate(method)
+    yield MODEL, MODEL, Method()
 
 
 def trained(
@@ -73,14 +83,14 @@ def trained(
         return _trained(model, method, pairs, asked, seed, report, Path(folder))
 
 
-def row(model: str, outcomes: Sequence[Outcome]) -> str:
+def row(title: str, outcomes: Sequence[Outcome]) -> str:
     """The outcomes of all seeds as a row of the table."""
     before, after = (np.mean([getattr(each, name) for each in outcomes], axis=0) for name in ("before", "after"))
     found = difference("MRR", before, after)
     by_seed = [float(each.after.mean()) for each in outcomes]
     seconds = np.mean([each.seconds for each in outcomes])
     return (
-        f"| {model} | {found.before:.3f} | {found.after:.3f} | {found.gain:+.3f}, {found.low:+.3f} … {found.high:+.3f} "
+        f"| {title} | {found.before:.3f} | {found.after:.3f} | {found.gain:+.3f}, {found.low:+.3f} … {found.high:+.3f} "
         f"| {max(by_seed) - min(by_seed):.3f} | {seconds:.0f} |"
     )
 
@@ -125,6 +135,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="does it work here? few pairs, one seed; a minute")
     parser.add_argument("--seeds", type=int, default=SEEDS, help=f"trainings of each encoder ({SEEDS})")
+    parser.add_argument(
+        "--layers", type=int, nargs="*", default=LAYERS, help="sizes of encoders from scratch to try (%(default)s)"
+    )
     parser.add_argument("--pairs", type=int, help="train on so many pairs (all there are)")
     options = parser.parse_args(arguments)
     if options.quick:

@@ -6,14 +6,15 @@ All are real: what the standard library calls its things, and what it says they 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import mean
 from typing import Literal, NamedTuple, get_args
 
 from encoders.tokenizer import TextTokenizer
-from service.demo.docstrings import Pair, build_dataset, words
-from service.demo.library import standard_library
+from service.demo.docstrings import Dataset, Pair, split, words
+from service.demo.library import Documented, standard_library
 from workers.data.preparation import Tokenizer, prepare
 from workers.data.prepared import Prepared
 from workers.data.row import Row
@@ -35,8 +36,8 @@ class Texts(NamedTuple):
 def texts(kind: Kind, rows: int) -> Texts:
     """`rows` pairs, again from the first where there are fewer."""
     if kind == "short":
-        return Texts(_first(build_dataset().train, rows), 24)
-    documented = [item for item in standard_library() if len(item.docstring.split()) > 2]
+        return Texts(_first(demo().train, rows), 24)
+    documented = [item for item in _standard_library() if len(item.docstring.split()) > 2]
     if kind == "tail":
         # A name and all of its docstring: 50 tokens on average, one in ten above 110, and a few above 256.
         whole = [Pair(words(item.name), " ".join(item.docstring.split())) for item in documented]
@@ -44,6 +45,18 @@ def texts(kind: Kind, rows: int) -> Texts:
     every = [word for item in documented for word in item.docstring.split()]
     runs = [" ".join(every[start : start + LONG_WORDS]) for start in range(0, len(every) - LONG_WORDS, LONG_WORDS)]
     return Texts(_first([Pair(*two) for two in zip(runs[::2], runs[1::2], strict=False)], rows), LONG_TOKENS)
+
+
+@cache
+def demo() -> Dataset:
+    """The pairs of `make demo`."""
+    return split(_standard_library())
+
+
+@cache
+def _standard_library() -> tuple[Documented, ...]:
+    """Read once, which takes seconds."""
+    return tuple(standard_library())
 
 
 def rows(pairs: Sequence[Pair]) -> Iterator[Row]:

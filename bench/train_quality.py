@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench.train_contestants import TITLES, Name, Precisions, Training, train
-from bench.train_data import texts
+from bench.train_data import demo, texts
 from encoders.text import TextEncoder
-from service.demo.docstrings import Pair, build_dataset
+from service.demo.docstrings import Pair
 from service.demo.progress import Report
 from service.demo.retrieval import Difference, difference, places
 
@@ -39,7 +39,7 @@ def compare_quality(pairs: int, seeds: Sequence[int], *, precisions: Precisions,
 
     The interval is over the questions, each with its mean over the seeds.
     """
-    held_out = build_dataset().test
+    held_out = demo().test
     asked = tuple(pair.anchor for pair in held_out) + tuple(pair.positive for pair in held_out)
     learned = texts("short", pairs)
     reciprocal: dict[Name, list[np.ndarray]] = {name: [] for name in TITLES}

@@ -7,10 +7,11 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,11 @@ from storage.database import Database
 from storage.manifests import sha256
 from storage.processes import start_child, stop_child
 from storage.tables import Team
+from tests.threads import one_thread
 from workers import preparing, tasks, validating
+from workers.training import run
+from workers.training.recorder import Attempt
+from workers.training.trainer import TrainingInterrupted
 
 #: The base model of tests: a random BERT of two layers, as fast as it is useless.
 TINY = "tiny/bert"
@@ -95,7 +100,29 @@ class Installation:
             queue.dispatch_soon(self.database, redis)
         return self.openai.fine_tuning.jobs.retrieve(job.id)
 
-    def train(self, job: Any) -> Any:
+    def train(self, job: Any, *, should_stop: Callable[[], bool] = lambda: False) -> Any:
+        """Train the job in this process, which has torch already. Raises TrainingInterrupted if it is to stop."""
+        job = self.openai.fine_tuning.jobs.retrieve(job.id)
+        database = Database(self.settings.required_database_url, pool_size=2)
+        try:
+            with database.session_across_teams() as session:
+                assert attempts.start(session, job.id, job.attempt, "test") is not None
+            with one_thread():  # as the processes have that tests start
+                run.train(self.settings, database, Attempt(job.id, job.attempt), should_stop)
+        finally:
+            database.dispose()
+        return self.openai.fine_tuning.jobs.retrieve(job.id)
+
+    def interrupt(self, job: Any, *, after_step: int) -> Any:
+        """Train the job in this process for so many steps, and give it back, as a worker does that is to stop."""
+        looks = count()  # one before each step
+        with suppress(TrainingInterrupted):
+            self.train(job, should_stop=lambda: next(looks) >= after_step)
+        with self.database.session_across_teams() as session:
+            attempts.requeue(session, job.id, job.attempt, "The worker is shutting down")
+        return self.openai.fine_tuning.jobs.retrieve(job.id)
+
+    def train_as_worker(self, job: Any) -> Any:
         """Run the job's attempt here, as a worker's child does, with the real training process; other jobs wait."""
         with self.database.session_across_teams() as session:
             row = jobs.get(session, job.id)

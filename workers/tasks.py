@@ -23,6 +23,7 @@ from storage.settings import StorageSettings
 from workers import exit_codes
 from workers.attendance import attended
 from workers.deaths import death_of
+from workers.idle_cores import wait_policy
 from workers.lease import KeptLease, answer_within
 from workers.patience import patiently
 from workers.shared_page import SharedPage
@@ -98,8 +99,7 @@ def _start_training(job_id: str, attempt: int, page: Mapping[str, str]) -> subpr
         training_command(job_id, attempt, processes=StorageSettings().training_processes),
         on_parent_death=signal.SIGKILL,
         new_group=False,
-        # Threads that spin while they wait are ruinous as soon as anybody else works on the same cores.
-        env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **page},
+        env={**wait_policy(), **os.environ, **page},
     )
 
 

@@ -14,6 +14,7 @@ from api_schemas.errors import LikenessError
 from encoders.loading import AnyEncoder
 from encoders.prompts import UnknownPromptError
 from encoders.text import TextEncoder
+from encoders.tokenizer import TokenizedText
 from encoders.vectors import VectorAdapter
 from service.inference.batcher import Batcher
 from service.inference.given_vectors import checked
@@ -53,15 +54,15 @@ class InferenceEngine:
             queued_tokens=settings.queued_tokens,
         )
 
-    async def embed(self, model: NamedModel, texts: Sequence[str], *, prompt: str | None = None) -> Embedded:
-        """Embed texts with a model, behind one of its prompts if one is named.
+    async def embed(self, model: NamedModel, texts: Sequence[str], prompts: Sequence[str | None]) -> Embedded:
+        """Embed texts with a model, each behind the prompt of the model that is named for it, if one is.
 
         Raises LikenessError as the pool and the batcher do, and `invalid_value` for a prompt that the model lacks.
         """
         encoder = cast(TextEncoder, await self._pool.get(model))
         # Off the event loop: the tokenizer releases the GIL, and long texts take a while.
         try:
-            tokenized = await asyncio.to_thread(encoder.tokenize, texts, prompt=prompt)
+            tokenized = await asyncio.to_thread(_tokenized, encoder, texts, prompts)
         except UnknownPromptError as error:
             raise LikenessError("invalid_value", f"'input_type': {error}", param="input_type") from error
         vectors = await self._batcher.embed(encoder.embed, [text.ids for text in tokenized])
@@ -108,6 +109,15 @@ class InferenceEngine:
     def close(self) -> None:
         """Let the running forward pass end, and no other begin."""
         self._forward.shutdown(wait=True, cancel_futures=True)
+
+
+def _tokenized(encoder: TextEncoder, texts: Sequence[str], prompts: Sequence[str | None]) -> list[TokenizedText]:
+    """Each text behind its prompt. Raises UnknownPromptError."""
+    found: dict[int, TokenizedText] = {}
+    for prompt in set(prompts):
+        places = [place for place, asked in enumerate(prompts) if asked == prompt]
+        found |= zip(places, encoder.tokenize([texts[place] for place in places], prompt=prompt), strict=True)
+    return [found[place] for place in range(len(texts))]
 
 
 def _something_to_embed(encoder: AnyEncoder) -> list[npt.NDArray[np.int32]] | list[npt.NDArray[np.float32]]:

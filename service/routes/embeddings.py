@@ -38,7 +38,8 @@ async def create_embeddings(
     """Embed texts, or vectors with an adapter. What comes out has length 1: dot products are cosine similarities."""
     model = await run_in_threadpool(resolve_model, state, caller.team_id, request.model)
     _check_dimensions(request.dimensions, model)
-    embedding = embed(engine, model, request.input, _names(request.input), prompt=request.input_type)
+    prompts = [request.input_type] * len(request.input)
+    embedding = embed(engine, model, request.input, _names(request.input), prompts)
     embedded = await while_client_waits(http, embedding)
     vectors = shorten(embedded.vectors, request.dimensions)
     # Written without pydantic: it would copy a request's million floats one by one.
@@ -66,10 +67,9 @@ async def embed(
     model: NamedModel,
     inputs: Sequence[Given],
     names: Sequence[str],
-    *,
-    prompt: str | None = None,
+    prompts: Sequence[str | None],
 ) -> Embedded:
-    """Embed what the model reads; `names` say where in the request each input is.
+    """Embed what the model reads; `names` say where in the request each input is, `prompts` what it stands behind.
 
     Raises LikenessError `wrong_input` for what it doesn't read, `invalid_value` for a prompt before vectors, and what
     the engine raises.
@@ -79,8 +79,8 @@ async def embed(
         raise LikenessError("invalid_value", message, param="model")
     if model.reads == "texts":
         texts = [_text(each, name, model) for each, name in zip(inputs, names, strict=True)]
-        return await engine.embed(model, texts, prompt=prompt)
-    if prompt is not None:
+        return await engine.embed(model, texts, prompts)
+    if any(prompt is not None for prompt in prompts):
         message = f"`input_type` is for models that read texts, and {model.name} reads vectors. Leave it out."
         raise LikenessError("invalid_value", message, param="input_type")
     return await engine.adapt(

@@ -10,6 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from api_schemas.embeddings import Given
 from api_schemas.similarity import SimilarityRequest, SimilarityResponse, SimilarityScore
 from service.keys import CallerDep
+from service.model_names import NamedModel
 from service.presence import while_client_waits
 from service.routes.embeddings import EngineDep, embed, resolve_model, usage_of
 from service.state import StateDep
@@ -24,7 +25,8 @@ async def compare(
 ) -> SimilarityResponse:
     """Cosine similarity of pairs of texts, or of a query and documents, the nearest first."""
     model = await run_in_threadpool(resolve_model, state, caller.team_id, request.model)
-    embedded = await while_client_waits(http, embed(engine, model, *_inputs(request)))
+    inputs, names = _inputs(request)
+    embedded = await while_client_waits(http, embed(engine, model, inputs, names, _prompts(request, model, names)))
     scores = _scores_of_pairs(embedded.vectors) if request.pairs else _ranked(embedded.vectors, request.top_k)
     return SimilarityResponse(data=scores, model=request.model, usage=usage_of(embedded))
 
@@ -39,6 +41,15 @@ def _inputs(request: SimilarityRequest) -> tuple[list[Given], list[str]]:
     documents: Sequence[Given] = request.documents or []
     named |= {f"documents.{row}": given for row, given in enumerate(documents)}
     return list(named.values()), list(named)
+
+
+def _prompts(request: SimilarityRequest, model: NamedModel, names: Sequence[str]) -> list[str | None]:
+    """What each input stands behind: the request itself says which is the query, and which are documents."""
+    if request.pairs is not None:
+        return [request.input_type] * len(names)
+    if model.reads == "vectors":
+        return [None] * len(names)
+    return ["query" if name == "query" else "document" for name in names]
 
 
 def _scores_of_pairs(vectors: npt.NDArray[np.float32]) -> list[SimilarityScore]:

@@ -172,6 +172,10 @@ WRONG_COMPARISONS = [
     pytest.param({}, "invalid_value", None, ONE_FORM, id="nothing"),
     pytest.param({"query": "a"}, "invalid_value", None, ONE_FORM, id="no documents"),
     pytest.param({"pairs": [["a", "b"]], "query": "c"}, "invalid_value", None, ONE_FORM, id="both forms"),
+    pytest.param(
+        {"query": "a", "documents": ["b"], "input_type": "query"}, "invalid_value", None, "is for 'pairs'", id="a role"
+    ),
+    pytest.param({"pairs": [["a", "b"]], "input_type": "code"}, "invalid_value", "input_type", "query", id="no prompt"),
     pytest.param({"pairs": [["a"]]}, "out_of_range", "pairs.0", "at least 2", id="half a pair"),
     pytest.param({"pairs": [["a", ""]]}, "empty_input", "pairs.0.1", "empty string", id="an empty text"),
     pytest.param({"pairs": [["a", "b"]] * 1025}, "out_of_range", "pairs", "at most 1024", id="too many pairs"),

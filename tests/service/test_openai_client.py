@@ -25,7 +25,7 @@ def client(shared: Installation) -> OpenAI:
 @pytest.fixture(scope="module")
 def trained(shared: Installation, pairs_file: str) -> Any:
     """A job that succeeded."""
-    done = shared.train(shared.create_job(pairs_file, suffix="words"))
+    done = shared.train_as_worker(shared.create_job(pairs_file, suffix="words"))
     assert done.status == "succeeded", done.error
     return done
 
@@ -104,7 +104,7 @@ def test_the_async_client_handles_files(shared: Installation) -> None:
 def test_a_plain_job_runs_with_every_auto_chosen_and_told(shared: Installation, client: OpenAI) -> None:
     job = client.fine_tuning.jobs.create(model=TINY, training_file=shared.upload(LABELS))
     assert job.status == "validating_files"
-    done = shared.train(shared.prepare(job))
+    done = shared.train_as_worker(shared.prepare(job))
     assert done.status == "succeeded", done.error
     assert done.fine_tuned_model.startswith(f"ft:{TINY}:default::")
     told = done.method.model_dump() if hasattr(done.method, "model_dump") else done.method

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import shutil
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 from sentence_transformers import SentenceTransformer
 from sqlalchemy import select
 
+from encoders.tokenizer import TextTokenizer
 from storage.artifacts import ArtifactStore
 from storage.tables import Model
 from tests.encoders.random_models import write_model
@@ -29,18 +33,20 @@ def padded_model(base_models_dir: Path) -> Iterator[None]:
     shutil.rmtree(base_models_dir / PADDED)
 
 
-def created(shared: Installation, options: dict[str, Any], *, model: str = TINY, rows: Any = PAIRS, **data: Any) -> Any:
-    contrastive = {
+def created(
+    shared: Installation, options: dict[str, Any], *, model: str = TINY, rows: Any = PAIRS, **contrastive: Any
+) -> Any:
+    method = {
         "model": options,
-        "data": data,
         "loss": {"temperature": 0.1},
         "hyperparameters": {"max_steps": 4, "batch_size": 8, "learning_rate": 1e-2},
+        **contrastive,
     }
     job = shared.openai.fine_tuning.jobs.create(
         model=model,
         training_file=shared.upload(rows),
         validation_file=shared.upload(HELD_OUT) if rows is PAIRS else None,
-        method={"type": "contrastive", "contrastive": contrastive},
+        method={"type": "contrastive", "contrastive": method},
     )
     return shared.prepare(job)
 
@@ -54,6 +60,12 @@ def folder_of(shared: Installation, job: Any) -> Path:
 def vectors(shared: Installation, model: str, **extra: Any) -> np.ndarray:
     answer = shared.openai.embeddings.create(model=model, input=TEXTS, extra_body=extra)
     return np.array([item.embedding for item in answer.data])
+
+
+def scores(shared: Installation, model: str, **compared: Any) -> list[float]:
+    """In the order of the request."""
+    answer = shared.request("POST", "/v1/similarity", json={"model": model, **compared}).json()
+    return [each["score"] for each in sorted(answer["data"], key=lambda each: each["index"])]
 
 
 @pytest.mark.parametrize(
@@ -78,6 +90,12 @@ def test_what_was_trained_is_served_as_sentence_transformers_opens_it(
     ):
         assert found.shape == expected.shape
         assert (found * expected).sum(axis=1) == pytest.approx(1.0, abs=1e-5)
+    assert scores(shared, tuned, query=TEXTS[0], documents=TEXTS[1:]) == pytest.approx(
+        (peer.encode_query(TEXTS[0]) * peer.encode_document(TEXTS[1:])).sum(axis=1), abs=1e-5
+    )
+    assert scores(shared, tuned, pairs=[TEXTS[:2]], input_type="query") == pytest.approx(
+        [peer.encode_query(TEXTS[0]) @ peer.encode_query(TEXTS[1])], abs=1e-5
+    )
     assert job.method.contrastive["model"]["train"] == options.get("train", "full")
     assert job.method.contrastive["data"]["bucket_by_length"] is (model == PADDED)
 
@@ -90,6 +108,27 @@ def test_a_lora_is_published_beside_the_weights_that_it_is_merged_in(shared: Ins
     further = shared.train(created(shared, {}, model=job.fine_tuned_model))
     assert further.status == "succeeded", further.error
     assert SentenceTransformer(str(folder_of(shared, further)), device="cpu").prompts == PROMPTS, "they are kept"
+
+
+# Torch's exporter warns of its own parts.
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+def test_a_graph_that_is_asked_for_is_in_the_download_and_gives_what_is_served(
+    shared: Installation, tmp_path: Path
+) -> None:
+    job = shared.train(created(shared, {}, export=["onnx"]))
+    assert job.status == "succeeded", job.error
+    answer = shared.request("GET", f"/v1/models/{job.fine_tuned_model.replace('/', '%2F')}/download")
+    with tarfile.open(fileobj=io.BytesIO(answer.content)) as archive:
+        archive.extractall(tmp_path, filter="data")
+    [graph] = tmp_path.rglob("onnx/model.onnx")
+    read = TextTokenizer.of_folder(graph.parent.parent)
+    tokens = [text.ids.astype(np.int64) for text in read(TEXTS)]
+    session = onnxruntime.InferenceSession(str(graph))
+    for ids, served in zip(tokens, vectors(shared, job.fine_tuned_model), strict=True):
+        (vector,) = session.run(
+            ["sentence_embedding"], {"input_ids": ids[None], "attention_mask": np.ones_like(ids[None])}
+        )
+        assert np.abs(vector[0] - served).max() < 1e-4
 
 
 def test_a_prompt_that_a_model_lacks_is_refused_with_those_that_it_has(shared: Installation) -> None:

@@ -5,15 +5,12 @@ from __future__ import annotations
 import random
 import shutil
 import string
-from collections.abc import Iterator
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openai
 import pytest
-import torch
 from sentence_transformers import SentenceTransformer
 from sqlalchemy import select
 from tokenizers import Tokenizer
@@ -22,17 +19,12 @@ from api_schemas import inputs
 from api_schemas.defaults import SCRATCH_LEARNING_RATE
 from api_schemas.methods import ScratchOptions
 from encoders import registry
-from storage import attempts
 from storage.artifacts import ArtifactStore
-from storage.database import Database
 from storage.job_base import JobBase
 from storage.tables import Model
 from tests.installation import HELD_OUT, PAIRS, TINY, Installation
 from tests.workers.following import messages_of
-from workers import exit_codes, tasks
-from workers.training import run
-from workers.training.recorder import Attempt
-from workers.training.trainer import TrainingInterrupted
+from workers import tasks
 
 SMALL = {"layers": 1, "hidden_size": 64, "vocabulary_size": 512, "max_seq_length": 24}
 TEXTS = ["the word a", "B said again", "something else, and a good deal longer than the others", "ü 中文"]
@@ -62,26 +54,6 @@ def create(installation: Installation, rows: list[dict[str, Any]], **arguments: 
     return installation.prepare(job)
 
 
-def train(installation: Installation, job: Any, *, stop_after: int | None = None) -> Any:
-    """Run an attempt in this process, which has torch already; perhaps until so many steps are taken."""
-    looks = count()
-    database = Database(installation.settings.required_database_url, pool_size=2)
-    with database.session_across_teams() as session:
-        assert attempts.start(session, job.id, job.attempt, "test") is not None
-    training = run._Run(
-        installation.settings, database, Attempt(job.id, job.attempt),
-        lambda: stop_after is not None and next(looks) >= stop_after,
-    )  # fmt: skip
-    try:
-        assert run._with_known_ends(training) == exit_codes.RECORDED
-    except TrainingInterrupted:
-        with database.session_across_teams() as session:
-            attempts.requeue(session, job.id, job.attempt, "The worker is shutting down")
-    finally:
-        database.dispose()
-    return installation.openai.fine_tuning.jobs.retrieve(job.id)
-
-
 def embed(installation: Installation, model: str, texts: list[str]) -> np.ndarray:
     answer = installation.openai.embeddings.create(model=model, input=texts)
     return np.array([entry.embedding for entry in answer.data])
@@ -109,15 +81,6 @@ def weights_of(installation: Installation, job: Any) -> str:
     return str(model.weights_sha256)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """As the processes have that tests start: bytes of these are compared with what is trained in this one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def trained(shared: Installation) -> Any:
     """A job of three steps, with a validation file."""
@@ -132,7 +95,7 @@ def trained(shared: Installation) -> Any:
 def test_words_that_were_never_seen_together_are_matched(shared: Installation) -> None:
     held_out = shared.upload(translated(2, 80))
     hyperparameters = {"max_steps": None, "n_epochs": 6, "batch_size": 64, "learning_rate": 5e-3}
-    job = train(shared, create(shared, translated(1, 400), validation_file=held_out, hyperparameters=hyperparameters))
+    job = shared.train(create(shared, translated(1, 400), validation_file=held_out, hyperparameters=hyperparameters))
     assert job.status == "succeeded", job.error
     found = shared.request("GET", f"/v1/fine_tuning/jobs/{job.id}/evaluation").json()
     [mrr] = [metric for metric in found["metrics"] if metric["name"] == "mrr"]
@@ -150,7 +113,7 @@ def test_what_is_published_is_served_and_opens_in_sentence_transformers(shared: 
 
 def test_it_can_be_the_model_of_a_further_job(shared: Installation, trained: Any) -> None:
     contrastive = {"model": {"freeze_layers": 1, "projection_dim": 8}}
-    further = train(shared, create(shared, HELD_OUT, model=trained.fine_tuned_model, contrastive=contrastive))
+    further = shared.train(create(shared, HELD_OUT, model=trained.fine_tuned_model, contrastive=contrastive))
     assert further.status == "succeeded", further.error
     model: Any = shared.openai.models.retrieve(further.fine_tuned_model)
     assert (model.base_model, model.dimension, model.max_seq_length) == ("scratch", 8, 24)
@@ -204,7 +167,7 @@ def test_the_same_file_and_seed_give_the_same_model_and_another_seed_does_not(
     shared: Installation, trained: Any
 ) -> None:
     shutil.rmtree(shared.settings.derived_dir)
-    again, other = (train(shared, create(shared, PAIRS, seed=seed)) for seed in (3, 4))
+    again, other = (shared.train(create(shared, PAIRS, seed=seed)) for seed in (3, 4))
     assert weights_of(shared, again) == weights_of(shared, trained)
     assert weights_of(shared, other) != weights_of(shared, trained)
 
@@ -214,10 +177,10 @@ def test_an_interrupted_job_goes_on_with_its_own_tokenizer_and_ends_at_the_same_
 ) -> None:
     job = create(shared, PAIRS, seed=3)
     kept = contents_of(base_of(shared, job).verified())
-    assert train(shared, job, stop_after=2).status == "queued"
+    assert shared.interrupt(job, after_step=2).status == "queued"
     assert contents_of(base_of(shared, job).verified()) == kept
 
-    ended = shared.train(job)
+    ended = shared.train_as_worker(job)
 
     assert any("Goes on from the checkpoint after step 2 of 3" in each for each in messages_of(shared, job.id))
     assert weights_of(shared, ended) == weights_of(shared, trained)
@@ -245,7 +208,7 @@ def test_what_an_earlier_preparation_has_made_is_used_and_what_is_damaged_is_mad
 def test_a_base_that_is_damaged_fails_the_job_with_what_to_do(shared: Installation) -> None:
     job = create(shared, PAIRS)
     (base_of(shared, job).folder / "model.safetensors").write_bytes(b"")
-    job = train(shared, job)
+    job = shared.train(job)
     assert (job.status, job.error.code) == ("failed", "artifact_corrupt")
     assert "Create the job again" in job.error.message
 
@@ -258,7 +221,7 @@ def test_rows_that_are_held_out_teach_the_tokenizer_nothing(shared: Installation
     names = [f"qx{chr(97 + number // 26)}{chr(97 + number % 26)}j" for number in range(120)]
     rows = [{"anchor": f"{name} {name}", "positive": f"number {number}"} for number, name in enumerate(names)]
     contrastive = {"model": {"scratch": {**SMALL, "vocabulary_size": 4096}}, "data": {"eval_split": 0.25}}
-    job = train(shared, create(shared, rows, contrastive=contrastive))
+    job = shared.train(create(shared, rows, contrastive=contrastive))
     assert job.status == "succeeded", job.error
     found = shared.request("GET", f"/v1/fine_tuning/jobs/{job.id}/evaluation").json()
     vocabulary = Tokenizer.from_file(str(folder_of(shared, job) / "tokenizer.json")).get_vocab()
@@ -274,7 +237,7 @@ def test_prompts_are_among_what_the_tokenizer_is_trained_on(shared: Installation
     job = create(shared, PAIRS, contrastive={"model": {"scratch": SMALL, "prompts": prompts}})
     tokenizer = Tokenizer.from_file(str(base_of(shared, job).verified() / "tokenizer.json"))
     assert tokenizer.encode("zyqwv").tokens == ["[CLS]", "Ġzyqwv", "[SEP]"]
-    assert train(shared, job).status == "succeeded"
+    assert shared.train(job).status == "succeeded"
 
 
 # --- odd files ---
@@ -303,7 +266,7 @@ def test_prompts_are_among_what_the_tokenizer_is_trained_on(shared: Installation
     ],
 )
 def test_odd_files_work_or_say_why_not(shared: Installation, rows: list[dict[str, Any]], told: str) -> None:
-    job = train(shared, create(shared, rows))
+    job = shared.train(create(shared, rows))
     assert job.status == "succeeded", job.error
     assert any(told in message for message in messages_of(shared, job.id))
 
@@ -322,7 +285,7 @@ def test_several_files_are_read_and_those_that_only_columns_explain(shared: Inst
     job = create(shared, renamed, contrastive={"model": {"scratch": SMALL}, "data": data})
     tokenizer = Tokenizer.from_file(str(base_of(shared, job).verified() / "tokenizer.json"))
     assert {"Ġzebra", "Ġword"} <= tokenizer.get_vocab().keys()
-    assert train(shared, job).status == "succeeded"
+    assert shared.train(job).status == "succeeded"
 
 
 # --- what doesn't go together ---

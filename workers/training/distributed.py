@@ -15,9 +15,9 @@ Supervision" (CLIP, each device computes its own rows only).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -29,8 +29,6 @@ from workers.training.loss_inputs import LossInputs, holds_integers, largest_ent
 from workers.training.loss_statistics import LossStatistics, count_zero_rows
 from workers.training.losses import ContrastiveLoss
 
-T = TypeVar("T")
-_END: Any = object()
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _INCOMPLETE = -1
 #: What processes must agree on, for embeddings and for references.
@@ -51,7 +49,7 @@ class DistributedLoss(nn.Module):
     """A loss over the rows that all processes of a group pass to it; in a single process just that loss.
 
     Processes may pass different numbers of rows, none included, as long as all of them call it, and then call
-    `backward`, equally often (see `in_step`). Labels and content ids must mean the same in all processes.
+    `backward`, equally often. Labels and content ids must mean the same in all processes.
 
     The gradient is made for averaging over processes, which DistributedDataParallel does: after it, parameters
     have the gradient of the whole batch's loss. Who adds gradients up instead divides by W. Parameters outside
@@ -186,26 +184,6 @@ def _gathered_rows(
         Rows(every, _gathered(labels, counts, group), None if ids is None else _gathered(ids, counts, group)),
         start=sum(counts[: dist.get_rank(group)]),
     )
-
-
-def in_step(
-    batches: Iterable[T], group: dist.ProcessGroup | None = None, *, device: torch.device | str = "cpu"
-) -> Iterator[T]:
-    """This process' batches, for as long as every process has one: none then waits for a process that is done.
-
-    `device` is where the group's backend exchanges numbers: the GPU for NCCL.
-    """
-    if process_count(group) == 1:
-        yield from batches
-        return
-    remaining = iter(batches)
-    while True:
-        batch = next(remaining, _END)
-        everyone = torch.tensor(int(batch is not _END), device=device)
-        dist.all_reduce(everyone, dist.ReduceOp.MIN, group=group)
-        if not everyone.item():
-            return
-        yield batch
 
 
 @torch.no_grad()

@@ -116,9 +116,24 @@ class _StopRequest:
 def _led(attempt: Attempt, stop: _StopRequest, ranks: Ranks) -> int:
     settings = StorageSettings().with_running_servers()
     try:
-        return _with_known_ends(_Run(settings, _database(settings), attempt, stop, ranks))
+        return train(settings, _database(settings), attempt, stop, ranks)
     finally:
         ranks.leave()
+
+
+def train(
+    settings: StorageSettings,
+    database: Database,
+    attempt: Attempt,
+    should_stop: Callable[[], bool],
+    ranks: Ranks | None = None,
+) -> int:
+    """Train an attempt that was started, in this process, and record how it ended. Returns exit_codes.RECORDED.
+
+    should_stop: asked between steps. Raises StaleAttempt, TrainingInterrupted, PreparationStopped, OperationalError:
+    then the job is still running, and somebody else's.
+    """
+    return _with_known_ends(_Run(settings, database, attempt, should_stop, ranks or Ranks()))
 
 
 def _followed(ranks: Ranks) -> int:
@@ -171,13 +186,13 @@ class _Run:
         database: Database,
         attempt: Attempt,
         stop: Callable[[], bool],
-        ranks: Ranks | None = None,
+        ranks: Ranks,
     ) -> None:
         self._settings = settings
         self._database = database
         self._attempt = attempt
         self._stop = stop
-        self._ranks = ranks or Ranks()
+        self._ranks = ranks
         self._artifacts = ArtifactStore(settings.artifacts_dir)
         self._recorder = Recorder(database, attempt)
 

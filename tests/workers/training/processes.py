@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from workers.training.distributed import DistributedLoss, average_gradients, in_step
+from workers.training.distributed import DistributedLoss, average_gradients
 from workers.training.gradient_cache import GradientCache
 from workers.training.losses import ContrastiveLoss, NTXentLoss, SupConLoss
 
@@ -59,7 +59,6 @@ def run_all(rank: int, processes: int, folder: str) -> None:
             for towers in (False, True)
         },
         "cached statistics": cached_statistics(rank, SIZES["one empty"][:processes]),
-        "in step": list(in_step(iter(range(3 + rank)))),
         "rows seen": rows_seen(rank),
         "constant": gradient_of_a_constant(rank),
         "half precision": in_half_precision(rank),

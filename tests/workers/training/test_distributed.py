@@ -25,7 +25,7 @@ from tests.workers.training.processes import (
     run_all,
     train,
 )
-from workers.training.distributed import DistributedLoss, average_gradients, in_step
+from workers.training.distributed import DistributedLoss, average_gradients
 from workers.training.losses import NTXentLoss
 
 EXACT = {"rtol": 1e-10, "atol": 1e-13}
@@ -146,10 +146,6 @@ def test_half_precision_stays_within_its_rounding(found):
 # Nobody waits
 
 
-def test_batches_end_where_the_first_process_has_none(found):
-    assert [process["in step"] for process in found] == [[0, 1, 2]] * len(found)
-
-
 def test_a_process_whose_own_part_is_constant_still_gives_its_rows_their_gradient_as_references(found):
     assert all(process["constant"].any() for process in found)
 
@@ -190,12 +186,10 @@ def assert_plain() -> None:
 def test_without_torch_distributed_it_is_the_plain_loss():
     assert not dist.is_initialized()
     assert_plain()
-    assert list(in_step([1, 2])) == [1, 2]
 
 
 def test_in_a_group_of_one_it_is_the_plain_loss(alone):
     assert_plain()
-    assert list(in_step([1, 2])) == [1, 2]
 
 
 def test_one_process_has_its_gradients_as_they_are():

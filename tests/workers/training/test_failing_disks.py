@@ -8,18 +8,14 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from storage import attempts, job_moves
+from storage import job_moves
 from storage.artifacts import ArtifactStore
-from storage.database import Database
 from storage.tables import Model
 from tests.faults import Fault, Kind, at_every, failing
 from tests.installation import HELD_OUT, PAIRS, Installation
 from tests.workers.following import messages_of
 from tests.workers.test_job_files import CORPUS, QUERIES, create, lines, qrels, upload
-from workers import exit_codes
 from workers.data import beir
-from workers.training import run
-from workers.training.recorder import Attempt
 
 FAILED = "The disk of the data directory failed (Input/output error)"
 
@@ -33,19 +29,8 @@ def store(shared: Installation) -> ArtifactStore:
 def undisturbed(shared: Installation, pairs_file: str) -> str:
     """The checksum of the weights of a job that nothing happens to."""
     job = shared.create_job(pairs_file, max_steps=2, seed=7)
-    assert train_here(shared, job.id, 1) == exit_codes.RECORDED
+    shared.train(job)
     return weights_of(shared, job.id)
-
-
-def train_here(shared: Installation, job_id: str, attempt: int) -> int:
-    """Run an attempt in this process. Returns the training process' exit code."""
-    database = Database(shared.settings.required_database_url, pool_size=2)
-    with database.session_across_teams() as session:
-        assert attempts.start(session, job_id, attempt, "worker-1") is not None
-    try:
-        return run._with_known_ends(run._Run(shared.settings, database, Attempt(job_id, attempt), lambda: False))
-    finally:
-        database.dispose()
 
 
 def weights_of(shared: Installation, job_id: str) -> str:
@@ -66,14 +51,12 @@ def test_wherever_the_disk_fails_a_job_publishes_once_and_the_same_bytes(
 ) -> None:
     def run_job(fault: Fault) -> None:
         job = shared.create_job(pairs_file, max_steps=2, seed=7)
-        assert train_here(shared, job.id, 1) == exit_codes.RECORDED
-        after = shared.openai.fine_tuning.jobs.retrieve(job.id)
+        after = shared.train(job)
         if fault.fired:
             assert after.status == ("queued" if number == errno.EIO else "paused")
             assert [name for name in store.models() if name.startswith(job.id)] == []
             shared.openai.fine_tuning.jobs.resume(job.id)
-            assert train_here(shared, job.id, 2) == exit_codes.RECORDED
-            after = shared.openai.fine_tuning.jobs.retrieve(job.id)
+            after = shared.train(job)
         assert after.status == "succeeded", after.error
         assert weights_of(shared, job.id) == undisturbed
         assert whole(store, after)
@@ -90,10 +73,9 @@ def test_a_disk_that_goes_on_failing_pauses_the_job_with_its_last_checkpoint(
     for attempt in range(1, job_moves.MOST_CRASHES + 1):
         # The model's, after the checkpoint's of the first attempt.
         with failing("rename", 2 if attempt == 1 else 1, errno.EIO, store.unfinished) as fault:
-            assert train_here(shared, job.id, attempt) == exit_codes.RECORDED
+            paused = shared.train(job)
         assert fault.fired
 
-    paused = shared.openai.fine_tuning.jobs.retrieve(job.id)
     assert (paused.status, paused.error) == ("paused", None)
     messages = messages_of(shared, job.id)
     assert sum(message.startswith(FAILED) for message in messages) == job_moves.MOST_CRASHES
@@ -103,7 +85,7 @@ def test_a_disk_that_goes_on_failing_pauses_the_job_with_its_last_checkpoint(
     assert kept.step_number == 2
 
     shared.openai.fine_tuning.jobs.resume(job.id)
-    assert train_here(shared, job.id, job_moves.MOST_CRASHES + 1) == exit_codes.RECORDED
+    shared.train(job)
     assert weights_of(shared, job.id) == undisturbed
 
 
@@ -116,9 +98,8 @@ def test_a_model_that_is_altered_before_a_job_trains_it_further_is_not_trained_o
     maker = shared.openai.models.retrieve(model).fine_tuning_job
     (store.model(f"{maker}-1") / "config.json").unlink()
 
-    assert train_here(shared, job.id, 1) == exit_codes.RECORDED
+    failed = shared.train(job)
 
-    failed = shared.openai.fine_tuning.jobs.retrieve(job.id)
     assert (failed.status, failed.error.code) == ("failed", "artifact_corrupt")
     assert shared.openai.models.retrieve(model).damage == "config.json is missing"
 

@@ -4,7 +4,7 @@ import os
 import resource
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,8 @@ from storage.tables import Model
 from tests.installation import HELD_OUT, PAIRS, TINY, Installation
 from tests.processes import pids_with, until
 from tests.workers.following import meanwhile, messages_of
-from workers import exit_codes
 from workers.training import run
 from workers.training.recorder import Attempt
-from workers.training.trainer import TrainingInterrupted
 
 LABELLED = [{"text": f"the word {word} and {number}", "label": word} for word in "abcde" for number in range(6)]
 HELD_OUT_LABELLED = [{**row, "text": f"{row['text']} again"} for row in LABELLED]
@@ -42,7 +40,7 @@ def store(shared: Installation) -> ArtifactStore:
 @pytest.fixture(scope="module")
 def trained(shared: Installation, pairs_file: str) -> Any:
     """A job that has trained three steps, with a validation file."""
-    job = shared.train(shared.create_job(pairs_file, validation_file=shared.upload(HELD_OUT), seed=7))
+    job = shared.train_as_worker(shared.create_job(pairs_file, validation_file=shared.upload(HELD_OUT), seed=7))
     assert job.status == "succeeded", job.error
     return job
 
@@ -284,7 +282,7 @@ def test_a_disk_that_fills_up_at_a_checkpoint_pauses_the_job_and_leaves_nothing_
     job = shared.create_job(pairs_file, seed=7)
 
     with no_file_longer_than(100_000):
-        paused = shared.train(job)
+        paused = shared.train_as_worker(job)
 
     assert (paused.status, paused.error) == ("paused", None)
     told = messages_of(shared, job.id)[-1]
@@ -294,7 +292,7 @@ def test_a_disk_that_fills_up_at_a_checkpoint_pauses_the_job_and_leaves_nothing_
     assert {path.name for path in store.checkpoints.glob(f"{job.id}/*")} == set()
 
     shared.openai.fine_tuning.jobs.resume(job.id)
-    ended = shared.train(job)
+    ended = shared.train_as_worker(job)
     assert ended.status == "succeeded"
     assert model_of(shared, ended).weights_sha256 == model_of(shared, trained).weights_sha256
     assert published(store) == {*before, f"{job.id}-2"}
@@ -313,16 +311,16 @@ def test_a_disk_that_fills_up_while_the_model_is_saved_pauses_the_job_with_its_l
 
     with monkeypatch.context() as patch:
         patch.setattr(export, "save", save_on_a_full_disk)
-        assert run_here(shared, job.id, 1) == exit_codes.RECORDED
+        paused = shared.train(job)
 
-    assert shared.openai.fine_tuning.jobs.retrieve(job.id).status == "paused"
+    assert paused.status == "paused"
     assert published(store) == {*before, job.id}
     [kept] = shared.openai.fine_tuning.jobs.checkpoints.list(job.id)
     assert (kept.step_number, kept.fine_tuning_job_id) == (3, job.id)
     assert kept.metrics.train_loss > 0
 
     shared.openai.fine_tuning.jobs.resume(job.id)
-    ended = shared.train(job)
+    ended = shared.train_as_worker(job)
     assert ended.status == "succeeded"
     assert "Goes on from the checkpoint after step 3 of 3" in messages_of(shared, job.id)
     assert model_of(shared, ended).weights_sha256 == model_of(shared, trained).weights_sha256
@@ -330,29 +328,13 @@ def test_a_disk_that_fills_up_while_the_model_is_saved_pauses_the_job_with_its_l
     assert list(shared.openai.fine_tuning.jobs.checkpoints.list(job.id)) == []
 
 
-def run_here(shared: Installation, job_id: str, attempt: int, should_stop: Callable[[], bool] = lambda: False) -> int:
-    """Run an attempt in this process. Returns the training process' exit code."""
-    database = Database(shared.settings.required_database_url, pool_size=2)
-    with database.session_across_teams() as session:
-        assert attempts.start(session, job_id, attempt, "worker-1") is not None
-    try:
-        training = run._Run(shared.settings, database, Attempt(job_id, attempt), should_stop)
-        return run._with_known_ends(training)
-    finally:
-        database.dispose()
-
-
 def test_a_training_that_is_asked_to_stop_keeps_its_last_step(
     shared: Installation, pairs_file: str, trained: Any
 ) -> None:
     job = shared.create_job(pairs_file, seed=7)
-    asked = iter([False, False, True])
-    with pytest.raises(TrainingInterrupted):
-        run_here(shared, job.id, 1, lambda: next(asked))
-    with shared.database.session_across_teams() as session:
-        attempts.requeue(session, job.id, 1, "The worker is shutting down")
+    assert shared.interrupt(job, after_step=2).status == "queued"
 
-    ended = shared.train(job)
+    ended = shared.train_as_worker(job)
 
     assert "Goes on from the checkpoint after step 2 of 3" in messages_of(shared, job.id)
     assert model_of(shared, ended).weights_sha256 == model_of(shared, trained).weights_sha256
@@ -371,7 +353,7 @@ def test_a_training_process_that_is_killed_goes_on_and_publishes_the_same_bytes(
             checkpointing={"every_steps": 20},
         )
 
-    unbroken = installation.train(create())
+    unbroken = installation.train_as_worker(create())
     job = create()
     client = installation.openai.fine_tuning.jobs
 
@@ -381,8 +363,8 @@ def test_a_training_process_that_is_killed_goes_on_and_publishes_the_same_bytes(
         os.kill(training, signal.SIGKILL)
 
     with meanwhile(kill):
-        installation.train(job)
-    ended = installation.train(job)
+        installation.train_as_worker(job)
+    ended = installation.train_as_worker(job)
 
     assert (unbroken.status, ended.status, ended.attempt) == ("succeeded", "succeeded", 2)
     assert any("Goes on from the checkpoint after step " in message for message in messages_of(installation, job.id))
@@ -424,7 +406,7 @@ def test_a_success_whose_confirmation_was_lost_keeps_its_model(
     with database.session_across_teams() as session:
         assert attempts.start(session, job.id, 1, "worker-1") is not None
 
-    run._Run(shared.settings, database, Attempt(job.id, 1), lambda: False).whole()
+    run.train(shared.settings, database, Attempt(job.id, 1), lambda: False)
 
     assert database.lost == 1
     database.dispose()

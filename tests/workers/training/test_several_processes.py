@@ -45,14 +45,14 @@ def test_a_job_that_loses_a_process_is_queued_again_and_goes_on_to_its_end(
         os.kill(pid_of_rank(job.id, 1), signal.SIGKILL)
 
     with meanwhile(kill):
-        lost = installation.train(job)
+        lost = installation.train_as_worker(job)
     assert (lost.status, lost.attempt) == ("queued", 2)
     told = messages_of(installation, job.id)[-1]
     assert "was killed by SIGKILL" in told
     assert "the job is queued again" in told
     assert pids_with(job.id) == []
 
-    ended = installation.train(job)
+    ended = installation.train_as_worker(job)
     assert ended.status == "succeeded", ended.error
     metrics = installation.request("GET", f"/v1/fine_tuning/jobs/{job.id}/metrics").json()
     assert [step["step"] for step in metrics["data"]] == list(range(1, 61))
@@ -69,7 +69,7 @@ def test_a_job_with_a_memory_trains_in_one_process_and_says_so(shared: Installat
     ranks = Ranks()
     ranks.count = 2
 
-    run._Run(shared.settings, shared.database, Attempt(job.id, 1), lambda: False, ranks).whole()
+    run.train(shared.settings, shared.database, Attempt(job.id, 1), lambda: False, ranks)
 
     assert shared.openai.fine_tuning.jobs.retrieve(job.id).status == "succeeded"
     messages = messages_of(shared, job.id)
