@@ -7,7 +7,7 @@ from pathlib import Path
 
 from storage.processes import start_child
 
-# On an idle machine it takes a minute and a half; a busy one is measured, and given more time for everything.
+# Two and a half minutes where others compute too; the busier the machine, the more time everything is given.
 _PATIENCE_SECONDS = 900
 
 
