@@ -62,8 +62,8 @@ class ContrastiveHyperparameters(RequestModel):
     )
     micro_batch_size: Annotated[int, Field(ge=1, le=65536)] | Auto = Field(
         default="auto",
-        description="Rows whose texts are in memory at once. The gradient is that of the whole batch, at about 0.7 of "
-        "the speed where a batch takes more than one. auto: up to 8192 tokens. Halved where memory runs out.",
+        description="Rows whose texts are in memory at once. The gradient is that of the whole batch, at about two "
+        "thirds of the speed where a batch takes more than one. auto: up to 8192 tokens. Halved where memory runs out.",
     )
     learning_rate: Annotated[float, Field(gt=0)] | AutoOrSearch = Field(
         default="auto", description="Peak learning rate of AdamW. search: found by trials."
