@@ -5,4 +5,4 @@ import os
 from workers.idle_cores import wait_policy
 
 # As trainings have it. Read by OpenMP when torch is first imported, which is after this.
-os.environ |= {**wait_policy(), **os.environ}
+os.environ |= wait_policy()

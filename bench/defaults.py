@@ -20,7 +20,7 @@ from rich.console import Console
 from api_schemas.defaults import MODEL, resolve
 from api_schemas.methods import Method
 from bench.loss_results import markdown
-from bench.machine import describe, use_physical_cores
+from bench.machine import describe, device, use_physical_cores
 from bench.train_data import demo, prepared, texts
 from bench.train_quality import reciprocal_ranks
 from encoders.registry import locate
@@ -111,7 +111,7 @@ def in_words(method: Method) -> str:
 
 def trained(method: Method, options: argparse.Namespace) -> tuple[int, np.ndarray]:
     """Train once: its steps, and the reciprocal rank of each held-out question's answer, (n,) float64."""
-    encoder = TextEncoder.load(locate(MODEL, None), device="cuda" if torch.cuda.is_available() else "cpu")
+    encoder = TextEncoder.load(locate(MODEL, None), device=device())
     with tempfile.TemporaryDirectory() as folder:
         data = prepared(texts("short", options.pairs), encoder.tokenizer, Path(folder) / "pairs")
         trainer = Trainer(encoder, [data], TrainingConfig.from_method(method.contrastive, seed=options.seed))

@@ -28,6 +28,11 @@ def use_physical_cores() -> int:
     return threads
 
 
+def device() -> str:
+    """Where encoders are trained: the GPU if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def describe(device: torch.device, threads: int) -> list[str]:
     """The machine in a few lines, with a warning if it is not at rest."""
     lines = [

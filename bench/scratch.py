@@ -17,7 +17,7 @@ from rich.console import Console
 from api_schemas.defaults import MODEL, resolve
 from api_schemas.inputs import SCRATCH, with_scratch
 from api_schemas.methods import Method, ScratchOptions
-from bench.machine import describe, use_physical_cores
+from bench.machine import describe, device, use_physical_cores
 from bench.train_data import Texts, demo, prepared, rows
 from bench.train_quality import reciprocal_ranks
 from encoders.prompts import Prompts
@@ -54,7 +54,7 @@ class Outcome:
 def main() -> None:
     options = parse(sys.argv[1:])
     threads = use_physical_cores()
-    print(*describe(torch.device("cuda" if torch.cuda.is_available() else "cpu"), threads), sep="\n")
+    print(*describe(torch.device(device()), threads), sep="\n")
     dataset = demo()
     train = dataset.train[: options.pairs]
     print(f"\n{len(train)} pairs to train on, {len(dataset.test)} asked about, {options.seeds} seeds\n")
@@ -101,7 +101,7 @@ def _trained(
     method = with_scratch(method, model)
     began = time.perf_counter()
     base = _from_scratch(method, pairs, seed, scratch) if model == SCRATCH else locate(model, None)
-    encoder = TextEncoder.load(base, device="cuda" if torch.cuda.is_available() else "cpu")
+    encoder = TextEncoder.load(base, device=device())
     before = reciprocal_ranks(encoder, asked)
     data = prepared(Texts(pairs, encoder.max_seq_length), encoder.tokenizer, scratch / "pairs")
     resolved = resolve(method, None, rows=len(pairs), max_seq_length=encoder.max_seq_length)

@@ -12,8 +12,8 @@ from typing import Literal
 import torch
 from rich.console import Console
 
-from bench.machine import OtherPrograms, describe, use_physical_cores
-from bench.train_contestants import MODEL, TITLES, Name, Precisions, Trained, Training, device, probed, train
+from bench.machine import OtherPrograms, describe, device, use_physical_cores
+from bench.train_contestants import MODEL, TITLES, Name, Precisions, Trained, Training, probed, train
 from bench.train_data import KINDS, Kind, texts, tokens_of
 from bench.train_growth import grown
 from bench.train_plot import save_plot

@@ -20,6 +20,7 @@ import torch
 
 from api_schemas.defaults import resolve
 from api_schemas.methods import Method
+from bench.machine import device
 from bench.train_data import Texts, prepared, texts
 from encoders.registry import locate
 from encoders.text import TextEncoder
@@ -68,11 +69,6 @@ def probed() -> Probe:
     with tempfile.TemporaryDirectory() as folder:
         data = prepared(texts("short", 64), encoder.tokenizer, Path(folder) / "pairs")
         return probe(encoder, select(data, np.arange(len(data))))
-
-
-def device() -> str:
-    """Where both train."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def train(name: Name, training: Training) -> Trained:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
+_NAME = "OMP_WAIT_POLICY"
 _STAT = Path("/proc/stat")
 _LOOK_SECONDS = 0.3
 #: A worker, a reconciler and an API that nobody asks take a few hundredths of a core.
@@ -20,8 +21,13 @@ _IDLE_SHARE = 0.9
 
 
 def wait_policy() -> dict[str, str]:
-    """What the environment of a process that computes should say: nothing where it may spin. Looks for 0.3 s."""
-    return {} if are_idle(_LOOK_SECONDS) else {"OMP_WAIT_POLICY": "PASSIVE"}
+    """What is to be added to the environment of a process that computes: nothing where its threads may spin.
+
+    Nor where somebody has said already how they wait. Else it looks for 0.3 s.
+    """
+    if _NAME in os.environ or are_idle(_LOOK_SECONDS):
+        return {}
+    return {_NAME: "PASSIVE"}
 
 
 def are_idle(seconds: float) -> bool:

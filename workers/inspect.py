@@ -206,7 +206,7 @@ def _probe(asked: dict[str, Any]) -> dict[str, Any] | str:
             capture_output=True,
             text=True,
             timeout=_PROBE_SECONDS,
-            env={**wait_policy(), **os.environ},
+            env={**os.environ, **wait_policy()},
             check=False,
         )
     except subprocess.TimeoutExpired:

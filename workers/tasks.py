@@ -99,7 +99,7 @@ def _start_training(job_id: str, attempt: int, page: Mapping[str, str]) -> subpr
         training_command(job_id, attempt, processes=StorageSettings().training_processes),
         on_parent_death=signal.SIGKILL,
         new_group=False,
-        env={**wait_policy(), **os.environ, **page},
+        env={**os.environ, **wait_policy(), **page},
     )
 
 

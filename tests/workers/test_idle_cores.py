@@ -44,9 +44,12 @@ def busy_cores() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("busy_cores")
-def test_beside_other_programs_threads_sleep() -> None:
+def test_beside_other_programs_threads_sleep_unless_somebody_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not are_idle(0.05)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     assert wait_policy() == {"OMP_WAIT_POLICY": "PASSIVE"}
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert wait_policy() == {}
 
 
 def test_where_nobody_tells_threads_sleep(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
