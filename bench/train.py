@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from bench.machine import OtherPrograms, describe, device, use_physical_cores
-from bench.train_contestants import MODEL, TITLES, Name, Precisions, Trained, Training, probed, train
+from bench.train_contestants import MODEL, TITLES, Name, Precisions, Train, Trained, Training, contestants, probed
 from bench.train_data import KINDS, Kind, texts, tokens_of
 from bench.train_growth import grown
 from bench.train_plot import save_plot
@@ -39,10 +39,11 @@ What is compared: all-MiniLM-L6-v2, fine-tuned from its published weights on pai
   SentenceTransformerTrainer    with MultipleNegativesRankingLoss, as in the sentence-transformers package
 with one batch, learning rate, schedule, weight decay, clipping and temperature for both.
 
-How: speeds are taken in rounds, first the one and then the other, in one process; shown are medians over all steps and
-the median of the ratios within a round. Quality is the mean reciprocal rank over the held-out modules, the same for
-both, after one epoch, over several seeds; the interval is a bootstrap over the questions. Memory is that of a process
-of its own for each batch. Leave the machine alone meanwhile: a full run takes half an hour on two cores.
+How: speeds are taken in rounds, first the one and then the other, each in a process of its own that waits while the
+other trains; shown are medians over all steps and the median of the ratios within a round. Quality is the mean
+reciprocal rank over the held-out modules, the same for both, after one epoch, over several seeds; the interval is a
+bootstrap over the questions. Memory is that of a process of its own for each batch. Leave the machine alone meanwhile:
+a full run takes half an hour on two cores.
 
 examples:
   python -m bench.train                   everything; writes docs/figures/train-growth.png
@@ -60,17 +61,18 @@ def main() -> None:
     precisions = _precisions(options.precision)
     results, others = Results(), OtherPrograms()
     console = Console(stderr=True)
-    if "speed" in options.only:
-        with progress(console, "speed") as report:
-            _measure_speed(results, options, precisions, report)
-        _show("Pairs a second (medians; in brackets: times the peer's)", speed_table(results))
-    if "quality" in options.only:
-        with progress(console, "quality") as report:
-            results.quality = compare_quality(
-                QUALITY_PAIRS if not options.quick else 256, range(1 if options.quick else SEEDS),
-                precisions=precisions, report=report,
-            )  # fmt: skip
-        _show("Held-out quality after one epoch", quality_lines(results))
+    with contestants() as train:
+        if "speed" in options.only:
+            with progress(console, "speed") as report:
+                _measure_speed(results, options, train, precisions, report)
+            _show("Pairs a second (medians; in brackets: times the peer's)", speed_table(results))
+        if "quality" in options.only:
+            with progress(console, "quality") as report:
+                results.quality = compare_quality(
+                    QUALITY_PAIRS if not options.quick else 256, range(1 if options.quick else SEEDS),
+                    train=train, precisions=precisions, report=report,
+                )  # fmt: skip
+            _show("Held-out quality after one epoch", quality_lines(results))
     if "growth" in options.only:
         with progress(console, "growth") as report:
             _measure_growth(results, options, precisions["likeness"], report)
@@ -97,7 +99,9 @@ def _precisions(asked: Literal["auto", "fp32", "bf16"]) -> Precisions:
     return {"likeness": measured.choice, "peer": "fp32"}
 
 
-def _measure_speed(results: Results, options: argparse.Namespace, precisions: Precisions, report: Report) -> None:
+def _measure_speed(
+    results: Results, options: argparse.Namespace, train: Train, precisions: Precisions, report: Report
+) -> None:
     rounds = 1 if options.quick else ROUNDS
     tokenizer = TextTokenizer.of_folder(locate(MODEL, None))
     done = 0

@@ -3,6 +3,9 @@
 Both get the same pairs, batch, learning rate, schedule, weight decay and clipping, and the temperature that is the
 peer's own default, 1/20. Everything else is each one's default. A step's seconds are those between the ends of two
 steps, so that they hold all that a step needs: batches, forward, backward, optimizer, reports.
+
+Each trains in a process of its own: Likeness in the environment that its worker gives a training, the peer in the one
+that this process has.
 """
 
 from __future__ import annotations
@@ -10,8 +13,11 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +26,7 @@ import torch
 
 from api_schemas.defaults import resolve
 from api_schemas.methods import Method
-from bench.machine import device
+from bench.machine import device, use_physical_cores
 from bench.train_data import Texts, prepared, texts
 from encoders.registry import locate
 from encoders.text import TextEncoder
@@ -28,6 +34,7 @@ from workers.training.config import TrainingConfig
 from workers.training.precision import Precision, Probe, probe
 from workers.training.tokens import select
 from workers.training.trainer import StepReport, Trainer
+from workers.training_environment import training_environment
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 TEMPERATURE = 0.05
@@ -71,9 +78,33 @@ def probed() -> Probe:
         return probe(encoder, select(data, np.arange(len(data))))
 
 
+Train = Callable[[Name, Training], Trained]
+
+
 def train(name: Name, training: Training) -> Trained:
     """Train MiniLM from its published weights."""
     return _CONTESTANTS[name](training)
+
+
+@contextmanager
+def contestants() -> Iterator[Train]:
+    """`train`, in a process for each contestant that is kept for all its trainings."""
+    environments: dict[Name, dict[str, str]] = {"likeness": training_environment(), "peer": dict(os.environ)}
+    with ExitStack() as at_the_end:
+        pools = {name: at_the_end.enter_context(_process(environment)) for name, environment in environments.items()}
+        yield lambda name, training: pools[name].submit(train, name, training).result()
+
+
+def _process(environment: dict[str, str]) -> ProcessPoolExecutor:
+    before = dict(os.environ)
+    os.environ |= environment
+    try:
+        pool = ProcessPoolExecutor(1, get_context("spawn"), initializer=use_physical_cores)
+        pool.submit(os.getpid).result()  # starts it
+    finally:
+        os.environ.clear()
+        os.environ |= before
+    return pool
 
 
 def _likeness(training: Training) -> Trained:

@@ -21,6 +21,7 @@ from encoders.registry import locate
 from encoders.text import TextEncoder
 from workers.training.precision import Precision
 from workers.training.trainer import StepReport, Trainer
+from workers.training_environment import training_environment
 
 ROOT = Path(__file__).parent.parent
 
@@ -43,7 +44,7 @@ def grown(kind: Kind, batch_size: int, micro_batch_size: int, *, steps: int, pre
     """Measured in a process of its own; None if that died, most likely for lack of memory."""
     arguments = [kind, batch_size, micro_batch_size, steps, precision]
     command = [sys.executable, "-m", "bench.train_growth", *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False, env=training_environment())
     return Grown(**json.loads(done.stdout)) if done.returncode == 0 else None
 
 

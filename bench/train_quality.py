@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.train_contestants import TITLES, Name, Precisions, Training, train
+from bench.train_contestants import TITLES, Name, Precisions, Train, Training
 from bench.train_data import demo, texts
 from encoders.text import TextEncoder
 from service.demo.docstrings import Pair
@@ -34,7 +34,9 @@ class Quality:
     difference: Difference
 
 
-def compare_quality(pairs: int, seeds: Sequence[int], *, precisions: Precisions, report: Report) -> Quality:
+def compare_quality(
+    pairs: int, seeds: Sequence[int], *, train: Train, precisions: Precisions, report: Report
+) -> Quality:
     """Train both for one epoch on the first `pairs` pairs, with each seed, and ask for the pairs of held-out modules.
 
     The interval is over the questions, each with its mean over the seeds.

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from encoders.attention import attend
 from encoders.device import on_device
 from encoders.dropout import dropout as drop
+from encoders.dropout import dropout_and_add
 from encoders.transformer import Transformer, is_trained
 
 
@@ -64,10 +65,17 @@ class Packed:
 
     def split(self, rows: Tensor) -> Iterator[Tensor]:
         """Cut (T, …) into one (C, L, …) per group."""
-        # One split instead of a slice per group: the gradient of a slice is as long as the whole row.
-        parts = torch.split(rows, [texts * length for texts, length in self.groups])
+        # One split instead of a slice per group: the gradient of a slice is as long as the whole row. And none where
+        # all texts are equally long, as those that were cut are: its gradient would be a copy.
+        sizes = [texts * length for texts, length in self.groups]
+        parts = (rows,) if len(sizes) == 1 else torch.split(rows, sizes)
         for (texts, length), part in zip(self.groups, parts, strict=True):
             yield part.view(texts, length, *part.shape[1:])
+
+
+def in_one_row(groups: Sequence[Tensor]) -> Tensor:
+    """Rows of each group (C·L, …) behind each other, (T, …); those of a single group without a copy."""
+    return groups[0] if len(groups) == 1 else torch.cat(list(groups))
 
 
 def pack(tokens: Sequence[np.ndarray], device: torch.device) -> Packed:
@@ -116,7 +124,7 @@ class SelfAttention(nn.Module):
             packed.split(projected.unflatten(-1, (self.heads, -1)))
             for projected in (self.query(rows), self.key(rows), self.value(rows))
         )
-        return torch.cat([attend(q, k, v, dropout) for q, k, v in zip(query, key, value, strict=True)])
+        return in_one_row([attend(q, k, v, dropout) for q, k, v in zip(query, key, value, strict=True)])
 
 
 class AddAndNorm(nn.Module):
@@ -128,7 +136,7 @@ class AddAndNorm(nn.Module):
         self.LayerNorm = nn.LayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)
 
     def forward(self, rows: Tensor, residual: Tensor, dropout: float) -> Tensor:
-        normed: Tensor = self.LayerNorm(drop(self.dense(rows), dropout) + residual)
+        normed: Tensor = self.LayerNorm(dropout_and_add(self.dense(rows), residual, dropout))
         return normed
 
 

@@ -27,10 +27,22 @@ def dropout(rows: Tensor, probability: float) -> Tensor:
     return rows * keep.to(rows.dtype).mul_(factor)
 
 
+def dropout_and_add(rows: Tensor, residual: Tensor, probability: float) -> Tensor:
+    """`dropout` of `rows`, to which `residual` of the same shape is added: one pass over the memory less."""
+    if probability == 0.0 or rows.device.type != "cpu":
+        return dropout(rows, probability) + residual
+    keep, factor = kept(rows.shape, probability)
+    return torch.addcmul(residual, rows, keep.to(rows.dtype).mul_(factor))
+
+
 def kept(shape: Sequence[int], probability: float) -> tuple[Tensor, float]:
-    """Which elements of a shape are kept, bool on the CPU, and the factor that keeps the expectation; as `dropout`."""
+    """1 where an element of a shape is kept, else 0, int8 on the CPU, and what keeps the expectation; as `dropout`.
+
+    Not bool: torch turns 11 million of those into floats in 7 ms and int8 in 1, and compares in place in a quarter of
+    the time.
+    """
     count = math.prod(shape)
     words = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
     draws = words.view(torch.int16)[:count].view(*shape)
     dropped = round(probability * _STEPS)
-    return draws >= dropped - _STEPS // 2, _STEPS / (_STEPS - dropped)
+    return draws.ge_(dropped - _STEPS // 2).to(torch.int8), _STEPS / (_STEPS - dropped)

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from encoders.attention import attend
-from encoders.bert import Dropout, Packed
+from encoders.bert import Dropout, Packed, in_one_row
 from encoders.dropout import dropout as drop
+from encoders.dropout import dropout_and_add
 from encoders.transformer import Transformer
 
 # As far as relative positions are told apart; no published MPNet has another limit, nor a setting for it.
@@ -61,7 +62,7 @@ class SelfAttention(nn.Module):
             for projected in (self.q(rows), self.k(rows), self.v(rows))
         )
         groups = zip(*parts, biases, strict=True)
-        mixed: Tensor = self.o(torch.cat([attend(q, k, v, dropout, bias) for q, k, v, bias in groups]))
+        mixed: Tensor = self.o(in_one_row([attend(q, k, v, dropout, bias) for q, k, v, bias in groups]))
         return mixed
 
 
@@ -77,9 +78,9 @@ class Layer(nn.Module):
 
     def forward(self, rows: Tensor, packed: Packed, biases: list[Tensor], dropout: Dropout) -> Tensor:
         attended = self.attention["attn"](rows, packed, biases, dropout.attention)
-        rows = self.attention["LayerNorm"](drop(attended, dropout.hidden) + rows)
+        rows = self.attention["LayerNorm"](dropout_and_add(attended, rows, dropout.hidden))
         narrowed = self.output["dense"](F.gelu(self.intermediate["dense"](rows)))
-        closed: Tensor = self.output["LayerNorm"](drop(narrowed, dropout.hidden) + rows)
+        closed: Tensor = self.output["LayerNorm"](dropout_and_add(narrowed, rows, dropout.hidden))
         return closed
 
 

@@ -34,7 +34,7 @@ from workers.data.inspection import Inspection, inspect, max_seq_length_of, toke
 from workers.data.page import print_report
 from workers.data.plan import Setting, batch_size_asked
 from workers.data.report import with_estimate
-from workers.idle_cores import wait_policy
+from workers.training_environment import training_environment
 
 USABLE, NOT_USABLE, NO_ANSWER = 0, 1, 2
 
@@ -206,7 +206,7 @@ def _probe(asked: dict[str, Any]) -> dict[str, Any] | str:
             capture_output=True,
             text=True,
             timeout=_PROBE_SECONDS,
-            env={**os.environ, **wait_policy()},
+            env=training_environment(),
             check=False,
         )
     except subprocess.TimeoutExpired:

@@ -23,12 +23,12 @@ from storage.settings import StorageSettings
 from workers import exit_codes
 from workers.attendance import attended
 from workers.deaths import death_of
-from workers.idle_cores import wait_policy
 from workers.lease import KeptLease, answer_within
 from workers.patience import patiently
 from workers.shared_page import SharedPage
 from workers.stopping import StopRequest, hearing_signals
 from workers.training_command import training_command
+from workers.training_environment import training_environment
 from workers.watch import Ending, Reason, watch
 
 Answer = TypeVar("Answer")
@@ -99,7 +99,7 @@ def _start_training(job_id: str, attempt: int, page: Mapping[str, str]) -> subpr
         training_command(job_id, attempt, processes=StorageSettings().training_processes),
         on_parent_death=signal.SIGKILL,
         new_group=False,
-        env={**os.environ, **wait_policy(), **page},
+        env={**training_environment(), **page},
     )
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from encoders.dropout import dropout
+from encoders.dropout import dropout, dropout_and_add
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])
@@ -42,3 +42,15 @@ def test_the_gradient_passes_where_the_value_did() -> None:
     found = dropout(rows, 0.3)
     found.sum().backward()
     assert torch.equal(rows.grad, found.detach())
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.3])
+def test_dropping_and_adding_is_both_one_after_the_other(probability: float) -> None:
+    rows, residual = torch.randn(2, 50, 40, requires_grad=True).unbind()
+    found = []
+    for both in (lambda: dropout(rows, probability) + residual, lambda: dropout_and_add(rows, residual, probability)):
+        torch.manual_seed(0)
+        together = both()
+        found.append((together, *torch.autograd.grad(together.square().sum(), (rows, residual))))
+    for apart, at_once in zip(*found, strict=True):
+        assert torch.allclose(apart, at_once, atol=1e-5)
