@@ -43,11 +43,11 @@ def floors(results: Results, widths: list[int], dtype: str) -> list[Floor]:
     return found
 
 
-def floors_table(found: list[Floor]) -> list[str]:
+def floors_table(found: list[Floor], whose: str = "Likeness tiled") -> list[str]:
     """A row for each: where, asked, measured, reached or missed."""
     verdicts = {True: "reached", False: "missed", None: ""}
     rows = [[one.where, one.asked, one.measured, verdicts[one.reached]] for one in found]
-    return markdown(["Likeness tiled", "asked", "measured", "verdict"], rows)
+    return markdown([whose, "asked", "measured", "verdict"], rows)
 
 
 def _faster(results: Results, tiled: Case, other: Name, times: float) -> Floor:

@@ -79,7 +79,7 @@ def main() -> None:
         _show("Growth with the batch: short pairs, one pass and micro-batches", growth_table(results))
     _show("Other programs while this ran", [others.describe()])
     asked = floors(results, precisions["likeness"])
-    _show("Floors", floors_table(asked))
+    _show("Floors", floors_table(asked, "Likeness"))
     if options.json is not None:
         raw = {"machine": about, **results.json(), "floors": [floor._asdict() for floor in asked]}
         options.json.write_text(json.dumps(raw, indent=1, ensure_ascii=False) + "\n")
