@@ -26,15 +26,15 @@ from encoders.errors import EncoderError
 from encoders.folder import packs
 from encoders.prompts import Prompts
 from encoders.tokenizer import TextTokenizer
-from storage import disk, job_files, job_moves, models, preparations
+from storage import disk, job_files, job_moves, preparations
 from storage.artifacts import ArtifactStore
 from storage.database import Database
 from storage.job_base import JobBase
-from storage.model_folders import ModelFolders
 from storage.settings import StorageSettings
 from storage.tables import Job
 from workers import model_options, scratch_base
 from workers.adapters import NoTokenizer, WrongAdapterError, check_dimension, dimension_of, tokenizer_of, with_form
+from workers.base_models import base_of
 from workers.data import validation
 from workers.data.overlap import MOST_OF_IT, rows_in_training
 from workers.data.preparation import NoRowsError, PreparationStopped
@@ -205,16 +205,9 @@ class _Preparation:
 
     def _folder(self) -> Path | None:
         """Where the job's base model lies, of which only tokenizer or shape are read here; None for a new adapter."""
-        with self._database.session(self._job.team_id) as session:
-            tuned = models.find(session, self._job.model)
-        if tuned is not None:
-            folders = ModelFolders(self._database, ArtifactStore(self._settings.artifacts_dir))
-            return folders.verified(tuned.id, tuned.artifact, weights_sha256=tuned.weights_sha256)
-        if self._job.model == registry.ADAPTER:
-            return None
         if self._job.model == registry.SCRATCH:
             return self._from_scratch()
-        return registry.locate(self._job.model, self._settings.base_models_dir)
+        return base_of(self._job, self._settings, self._database).folder
 
     def _from_scratch(self) -> Path:
         """The tokenizer and the untrained weights of this job, made now unless an earlier beginning has made them."""

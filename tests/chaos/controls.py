@@ -46,16 +46,24 @@ class ControlResult:
 
     control: Control
     findings: dict[int, list[Finding]] = field(default_factory=dict)
-    not_run: dict[int, str] = field(default_factory=dict)  # rows, and why
+    not_run: dict[int, str] = field(default_factory=dict)  # rows that this machine has no tool for, and which
+    missed: dict[int, str] = field(default_factory=dict)  # rows that were run and showed nothing, and why
 
     @property
     def red(self) -> bool:
-        """Whether every row that was run went red."""
-        return all(self.findings.get(row) for row in self.control.rows if row not in self.not_run)
+        """Whether every row that could be run went red, and there was one."""
+        run = [row for row in self.control.rows if row not in self.not_run]
+        return bool(run) and all(row not in self.missed and self.findings.get(row) for row in run)
 
     def as_json(self) -> dict[str, Any]:
         found = {row: [str(finding) for finding in findings] for row, findings in self.findings.items()}
-        return {"guard": self.control.guard, "red": self.red, "findings": found, "not_run": self.not_run}
+        return {
+            "guard": self.control.guard,
+            "red": self.red,
+            "findings": found,
+            "not_run": self.not_run,
+            "missed": self.missed,
+        }
 
     def lines(self) -> list[str]:
         """A line for each row."""
@@ -64,6 +72,8 @@ class ControlResult:
     def _told(self, row: int) -> str:
         if row in self.not_run:
             return f"NOT RUN, {self.not_run[row]}"
+        if row in self.missed:
+            return f"NOT SHOWN, {self.missed[row]}"
         if not self.findings.get(row):
             return "STAYED GREEN, so that its green proves nothing"
         return f"red, {self.findings[row][0]}"

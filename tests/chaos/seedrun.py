@@ -147,9 +147,9 @@ class Runner:
                 seen |= {str(finding) for finding in new}
                 result.findings[row] = [finding for finding in new if finding.figure in control.figures]
                 if not verdict.fired_of(row):
-                    result.not_run[row] = "no fault came to pass"
+                    result.missed[row] = "no fault came to pass"
                 if control.guard in world.moments.missing():
-                    result.not_run[row] = world.moments.missing()[control.guard]
+                    result.missed[row] = world.moments.missing()[control.guard]
                 log.info("control", guard=control.guard, row=row, findings=len(result.findings[row]))
         return result
 

@@ -8,34 +8,28 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
 import structlog
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.orm import Session
 
 from api_schemas.defaults import searched
-from api_schemas.errors import LikenessError
 from api_schemas.evaluation import Evaluation
 from api_schemas.methods import Contrastive, Method
 from encoders import onnx, registry
-from encoders.errors import AdaptationError, EncoderError
 from encoders.loading import AnyEncoder
-from storage import attempts, disk, job_files, models
+from storage import attempts, job_files
 from storage import files as stored_files
 from storage.artifacts import ArtifactStore
 from storage.checkpoints import JobCheckpoints
 from storage.database import Database
-from storage.job_base import JobBase
 from storage.logs import configure_logging
-from storage.model_folders import ModelFolders
 from storage.search_trials import SearchTrials
 from storage.settings import StorageSettings
 from storage.tables import Job
 from workers import exit_codes
 from workers.adapters import tokenizer_of
-from workers.data import validation
-from workers.data.preparation import NoRowsError, PreparationStopped
+from workers.base_models import Base, base_of
+from workers.data.preparation import PreparationStopped
 from workers.data.prepared import Prepared
 from workers.dataset_files import DatasetFiles
 from workers.evaluation.job_evaluation import JobEvaluation, Subject
@@ -50,16 +44,13 @@ from workers.training.batch_loss import yardstick
 from workers.training.batches import NoBatchError
 from workers.training.checkpoints import Checkpoints
 from workers.training.config import TrainingConfig
+from workers.training.ends import Ends
 from workers.training.following import Follower
-from workers.training.losses import NonFiniteEmbeddingsError
 from workers.training.publication import Publication
 from workers.training.ranks import Order, Ranks
 from workers.training.recorder import Attempt, Recorder
 from workers.training.tensorboard import EventFile
 from workers.training.trainer import (
-    EmbeddingsCollapsedError,
-    NonFiniteLossError,
-    OutOfMemoryInTraining,
     StepReport,
     Trainer,
     TrainingInterrupted,
@@ -133,47 +124,16 @@ def train(
     should_stop: asked between steps. Raises StaleAttempt, TrainingInterrupted, PreparationStopped, OperationalError:
     then the job is still running, and somebody else's.
     """
-    return _with_known_ends(_Run(settings, database, attempt, should_stop, ranks or Ranks()))
+    recorder = Recorder(database, attempt)
+    with Ends(database, attempt, recorder).recorded():
+        _Run(settings, database, attempt, recorder, should_stop, ranks or Ranks()).whole()
+    return exit_codes.RECORDED
 
 
 def _followed(ranks: Ranks) -> int:
     if ranks.count > 1:
         structlog.contextvars.bind_contextvars(rank=ranks.rank)
         Follower(ranks).follow()
-    return exit_codes.RECORDED
-
-
-def _with_known_ends(run: "_Run") -> int:
-    """Run, and record every failure that has a name under that name."""
-    try:
-        run.whole()
-    except (NonFiniteLossError, EmbeddingsCollapsedError, OutOfMemoryInTraining) as error:
-        run.fail(error.code, str(error))
-    except LikenessError as error:
-        run.fail(error.code, error.message)
-    except AdaptationError as error:
-        run.fail("invalid_value", f"`method.contrastive.model`: {error}")
-    except EncoderError as error:
-        run.fail("weights_unavailable", str(error))
-    except (validation.DatasetError, NoRowsError) as error:
-        run.fail("file_invalid", str(error))
-    except FileNotFoundError as error:
-        run.fail("training_file_missing", f"A file of this job is gone from the artifact store: {error.filename}")
-    except NoBatchError as error:
-        run.fail("invalid_value", str(error))
-    except NonFiniteEmbeddingsError as error:
-        # Training names its own step; this is the evaluation under weights that are no good.
-        run.fail("non_finite_loss", f"The model can't be evaluated: {error}. Try a tenth of the learning rate.")
-    except OSError as error:
-        if disk.is_failing(error):
-            run.leave_failing_disk(error)
-        elif disk.is_full(error):
-            run.pause(
-                "Paused because the disk is full: nothing half-written is left, and the last checkpoint is kept. Free "
-                "space in the data directory, for instance by deleting files and models that nobody needs"
-            )
-        else:
-            raise
     return exit_codes.RECORDED
 
 
@@ -185,6 +145,7 @@ class _Run:
         settings: StorageSettings,
         database: Database,
         attempt: Attempt,
+        recorder: Recorder,
         stop: Callable[[], bool],
         ranks: Ranks,
     ) -> None:
@@ -194,10 +155,10 @@ class _Run:
         self._stop = stop
         self._ranks = ranks
         self._artifacts = ArtifactStore(settings.artifacts_dir)
-        self._recorder = Recorder(database, attempt)
+        self._recorder = recorder
 
     def whole(self) -> None:
-        """Load, train, save, publish. Raises what `_with_known_ends` knows."""
+        """Load, train, save, publish. Raises what `Ends` knows."""
         job = self._job()
         base_model, folder = self._base(job)
         method = Method(**job.method).contrastive
@@ -247,32 +208,6 @@ class _Run:
         run = publication.described(job, base_model, trainer, prepared, found, search)
         publication.publish(job, encoder, base_model, folder, run, search)
 
-    def fail(self, code: str, message: str) -> None:
-        """End the job with a reason."""
-        log.warning("job_failed", code=code, reason=message)
-        self._leave(lambda session: attempts.fail(session, self._attempt.job_id, self._attempt.number, code, message))
-
-    def pause(self, message: str) -> None:
-        """Pause the job until somebody has done what the message asks for."""
-        log.warning("job_paused", reason=message)
-        self._leave(
-            lambda session: attempts.pause_running(session, self._attempt.job_id, self._attempt.number, message)
-        )
-
-    def leave_failing_disk(self, error: OSError) -> None:
-        """Have another attempt go on from the last checkpoint; not again and again, but until somebody has a look."""
-        what = f"The disk of the data directory failed ({error.strerror})"
-        log.error("disk_failed", reason=error.strerror, path=error.filename)
-        self._leave(lambda session: attempts.disk_failed(session, self._attempt.job_id, self._attempt.number, what))
-
-    def _leave(self, move: Callable[[Session], None]) -> None:
-        def write() -> None:
-            with self._database.session_across_teams() as session:
-                move(session)
-
-        self._recorder.flush()
-        patiently(write)
-
     def _job(self) -> Job:
         def read() -> Job:
             with self._database.session_across_teams() as session:
@@ -280,22 +215,13 @@ class _Run:
 
         return patiently(read)
 
-    def _base(self, job: Job) -> tuple[str, Path | None]:
-        """The base encoder's name and the verified folder of what training starts from, if it is there already."""
-        with self._database.session(job.team_id) as session:
-            tuned = models.find(session, job.model)
-        if tuned is not None:
-            folders = ModelFolders(self._database, self._artifacts)
-            return tuned.base_model, folders.verified(tuned.id, tuned.artifact, weights_sha256=tuned.weights_sha256)
-        if job.model == registry.ADAPTER:
-            return job.model, None
-        if job.model == registry.SCRATCH:
-            return job.model, JobBase(self._artifacts, job.id).verified()
-        folder = registry.locate(job.model, self._settings.base_models_dir)
-        promised = registry.available(self._settings.base_models_dir)[job.model].weights_sha256
-        if promised is not None:
-            registry.verify_weights(folder, promised)
-        return job.model, folder
+    def _base(self, job: Job) -> Base:
+        """Where the job starts from; an installed base model has the weights that it promises."""
+        base = base_of(job, self._settings, self._database)
+        installed = registry.available(self._settings.base_models_dir).get(job.model)
+        if base.folder is not None and installed is not None and installed.weights_sha256 is not None:
+            registry.verify_weights(base.folder, installed.weights_sha256)
+        return base
 
     def _leave_what_is_not_shared(self, method: Contrastive) -> None:
         """Go on alone where a job wants what one process keeps for itself."""
