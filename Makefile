@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format docs figures bench-loss bench-data bench-train bench-defaults bench-scratch chaos \
-	constraints clean
+.PHONY: help setup demo test lint format docs figures bench-loss bench-data bench-train bench-defaults bench-scratch \
+	bench-durability chaos constraints clean
 
 help: ## List the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -57,6 +57,9 @@ bench-defaults: $(INSTALLED) ## Measure what `auto` stands for against its alter
 
 bench-scratch: $(INSTALLED) ## Train an encoder from scratch beside the one that comes along, on the demo's pairs
 	$(BIN)/python -m bench.scratch
+
+bench-durability: $(INSTALLED) ## Measure what it costs a training that nothing of it may be lost: a minute
+	$(BIN)/python -m bench.durability
 
 chaos: $(INSTALLED) ## Break everything on purpose, hundreds of times, and judge from outside: an hour
 	$(BIN)/python -m tests.chaos --production --controls

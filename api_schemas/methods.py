@@ -178,7 +178,9 @@ class Checkpointing(RequestModel):
 
     every_steps: Annotated[int, Field(ge=1)] | None = Field(default=None, description="After so many steps.")
     every_seconds: Annotated[float, Field(ge=1)] | None = Field(
-        default=None, description="After so many seconds; 120 if neither is given. With both, whichever comes first."
+        default=None,
+        description="After so many seconds. With both, whichever comes first; with neither after 120, or 400 times as "
+        "long as writing one takes if that is more.",
     )
     keep: Annotated[int, Field(ge=1, le=10)] = Field(
         default=2, description="How many are kept, the newest: if one turns out damaged, the one before serves."

@@ -2,7 +2,7 @@
 
 A job on the demo's pairs is trained against PostgreSQL as it is installed, writing to disk at each commit. Timed are
 all parts that are there so that the job survives: what its steps tell PostgreSQL, the look for an order to stop,
-the checkpoint that is written every two minutes, the lease that another process renews while it watches the training,
+the checkpoint that is written every few minutes, the lease that another process renews while it watches the training,
 and PostgreSQL's own work. What runs beside the training counts as the share that it takes of all cores.
 """
 
@@ -42,7 +42,7 @@ from storage.ids import new_id
 from workers.lease import KeptLease, answer_within
 from workers.shared_page import SharedPage
 from workers.stopping import StopRequest
-from workers.training.checkpoints import DEFAULT_SECONDS, Checkpoints
+from workers.training.checkpoints import Checkpoints, default_seconds
 from workers.training.recorder import Attempt, Recorder
 from workers.training.step_report import StepReport
 from workers.training.trainer import Trainer
@@ -74,7 +74,7 @@ class Costs:
         return [
             ("steps told to PostgreSQL", told / step, f"{1000 * told:.2f} ms a step of {1000 * step:.0f} ms"),
             ("orders looked for", looked / step, f"{1000 * looked:.3f} ms a step"),
-            ("checkpoints", save / DEFAULT_SECONDS, f"{save:.2f} s every {DEFAULT_SECONDS:.0f} s"),
+            ("checkpoints", save / default_seconds(save), f"{save:.2f} s every {default_seconds(save):.0f} s"),
             ("lease and watch", self.watcher / cores, f"{1000 * self.watcher:.1f} ms of a core each second"),
             ("PostgreSQL", self.postgres / cores, f"{1000 * self.postgres:.1f} ms of a core each second"),
         ]

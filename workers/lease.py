@@ -20,7 +20,7 @@ _RENEWAL = 1 / 15
 _MARGIN = 10 / 45
 _ANSWER = 1 / 4
 _LONGEST_ANSWER_SECONDS = 2.0
-_LOOK_EVERY_SECONDS = 0.5
+_LOOK_EVERY_SECONDS = 1.0
 
 
 def answer_within(seconds: float) -> float:

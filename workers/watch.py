@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from storage.processes import wait_for_end
 from workers.lease import KeptLease
 from workers.oom_kills import RecentKills
 from workers.stopping import StopRequest
@@ -56,11 +57,10 @@ def watch(
     reason, kill_at, ended = Reason.NONE, math.inf, False
     kills = RecentKills()
     while True:
-        try:
-            return Ending(training.wait(_LOOK_EVERY_SECONDS), reason, out_of_memory=kills.any())
-        except subprocess.TimeoutExpired:
-            now = time.monotonic()
-            kills.look()
+        if (code := wait_for_end(training, _LOOK_EVERY_SECONDS)) is not None:
+            return Ending(code, reason, out_of_memory=kills.any())
+        now = time.monotonic()
+        kills.look()
         if now >= kill_at:
             training.kill()
             return Ending(training.wait(), reason, killed=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.processes import is_alive, start_child, stop_child
+from storage.processes import is_alive, start_child, stop_child, wait_for_end
 from tests.processes import await_end, runs
 
 WAITS = [sys.executable, "-c", "import time; time.sleep(600)"]
@@ -51,6 +51,17 @@ def test_stopping_a_child_that_has_ended_tells_how_it_did() -> None:
     child.wait()
 
     assert stop_child(child, sig=signal.SIGTERM, grace_seconds=30) == 7
+
+
+@pytest.mark.parametrize("sandboxed", [False, True])
+def test_waiting_for_an_end_tells_it_or_that_it_has_not_come(sandboxed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if sandboxed:
+        monkeypatch.delattr("os.pidfd_open", raising=False)
+    child = start_child(WAITS)
+    assert wait_for_end(child, 0.05) is None
+    child.kill()
+    assert wait_for_end(child, 30) == -signal.SIGKILL
+    assert wait_for_end(child, 30) == -signal.SIGKILL
 
 
 def test_output_and_errors_go_to_one_file(tmp_path: Path) -> None:

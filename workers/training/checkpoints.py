@@ -47,6 +47,8 @@ log = structlog.get_logger("likeness.training")
 #: What this module writes and reads. A trainer whose state means something else needs another number.
 VERSION = 1
 DEFAULT_SECONDS = 120.0
+#: Of the time, what is saved by default takes no more: where writing a checkpoint takes seconds, they are rarer.
+SAVING_SHARE = 1 / 400
 _STATE = "state.json"
 
 
@@ -80,11 +82,13 @@ class Checkpoints:
         self._recorder = recorder
         self._keep = options.keep
         self._every_steps = options.every_steps
-        self._every_seconds = options.every_seconds or (None if options.every_steps else DEFAULT_SECONDS)
+        self._every_seconds = options.every_seconds
+        self._by_default = options.every_steps is None and options.every_seconds is None
         self._run = _fingerprints(trainer, evaluation)
         self._last: StepReport | None = None
         self._saved_step = 0
         self._saved = time.monotonic()
+        self._took = 0.0  # seconds, of the last one
 
     def resume(self) -> None:
         """Go on from the newest checkpoint that is whole and of this run, if there is one. Raises StaleAttempt."""
@@ -113,9 +117,8 @@ class Checkpoints:
         self._last = report
         steps = report.step - self._saved_step
         seconds = time.monotonic() - self._saved
-        if (self._every_steps and steps >= self._every_steps) or (
-            self._every_seconds and seconds >= self._every_seconds
-        ):
+        every_seconds = default_seconds(self._took) if self._by_default else self._every_seconds
+        if (self._every_steps and steps >= self._every_steps) or (every_seconds and seconds >= every_seconds):
             self.save()
 
     def save(self) -> None:
@@ -130,7 +133,8 @@ class Checkpoints:
         self._stored.keep_newest(self._keep, step=report.step)
         self._saved_step = report.step
         self._saved = time.monotonic()
-        log.info("checkpoint_saved", step=report.step, seconds=round(self._saved - began, 3))
+        self._took = self._saved - began
+        log.info("checkpoint_saved", step=report.step, seconds=round(self._took, 3))
 
     def _write(self, folder: Path, report: StepReport) -> None:
         trainer = self._trainer
@@ -188,6 +192,11 @@ class Checkpoints:
                 f"uninterrupted training but for {but_for}.",
                 level="warn",
             )
+
+
+def default_seconds(took: float) -> float:
+    """How often a checkpoint is written where the job doesn't say, if the last one took so many seconds."""
+    return max(DEFAULT_SECONDS, took / SAVING_SHARE)
 
 
 def _fingerprints(trainer: Trainer, evaluation: Companion | None) -> dict[str, Any]:

@@ -18,8 +18,10 @@ from workers.training.trainer import StepReport
 
 log = structlog.get_logger("likeness.training")
 
-#: At most so often are steps written: a commit costs some milliseconds, and nobody watches faster.
+#: At most so often are steps written, for nobody watches faster …
 _WRITE_EVERY_SECONDS = 0.5
+#: … and so that writing takes at most such a share of the time: a commit costs some milliseconds.
+_WRITING_SHARE = 1 / 400
 #: How long a database that was away is left alone: to find out that it still is may take as long as an answer may.
 _TRY_AGAIN_SECONDS = 5.0
 
@@ -49,6 +51,7 @@ class Recorder:
         self._steps: list[StepReport] = []
         self._said: list[_Said] = []
         self._written = time.monotonic()
+        self._took = 0.0  # seconds, of what was written last
         self._away_until = self._written
         self._page = page_of_watcher()
 
@@ -85,7 +88,8 @@ class Recorder:
         """Keep what a step measured, and write what was kept if it is time to."""
         self._page.step = report.step
         self._steps.append(report)
-        is_time = time.monotonic() >= max(self._written + _WRITE_EVERY_SECONDS, self._away_until)
+        next_write = self._written + max(_WRITE_EVERY_SECONDS, self._took / _WRITING_SHARE)
+        is_time = time.monotonic() >= max(next_write, self._away_until)
         if is_time or report.step == report.total_steps:
             self.write_if_possible()
 
@@ -113,6 +117,7 @@ class Recorder:
 
     def _write(self) -> None:
         """Write the kept steps with one event that sums them up, and what was said."""
+        began = time.monotonic()
         if self._steps:
             self._write_steps()
         while self._said:
@@ -123,6 +128,7 @@ class Recorder:
                 )
             del self._said[0]
         self._written = time.monotonic()
+        self._took = self._written - began
 
     def _write_steps(self) -> None:
         news = _news(self._steps)

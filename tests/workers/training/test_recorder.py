@@ -67,6 +67,20 @@ def test_steps_are_written_together_now_and_then(
     assert events_of(database, job_id)[-1].message == "Step 3/100: loss=0.3333"
 
 
+def test_where_writing_takes_long_steps_are_written_less_often(
+    database: Database, job_id: str, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_WRITE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(module, "_WRITING_SHARE", 1e-9)
+    recorder.step(report(1))
+    recorder.step(report(2))
+    assert [step["step"] for step in metrics_of(database, job_id)] == [1]
+
+    monkeypatch.setattr(module, "_WRITING_SHARE", 1e9)
+    recorder.step(report(3))
+    assert [step["step"] for step in metrics_of(database, job_id)] == [1, 2, 3]
+
+
 def test_progress_has_the_rates_of_all_steps_since_the_last_news(
     database: Database, job_id: str, recorder: Recorder
 ) -> None:
