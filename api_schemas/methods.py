@@ -180,7 +180,7 @@ class Checkpointing(RequestModel):
     every_seconds: Annotated[float, Field(ge=1)] | None = Field(
         default=None,
         description="After so many seconds. With both, whichever comes first; with neither after 120, or 400 times as "
-        "long as writing one takes if that is more.",
+        "long as writing one takes if that is more, but 600 at most.",
     )
     keep: Annotated[int, Field(ge=1, le=10)] = Field(
         default=2, description="How many are kept, the newest: if one turns out damaged, the one before serves."

@@ -1,7 +1,7 @@
 """What it costs a training that nothing of it may be lost: `python -m bench.durability`.
 
-A job on the demo's pairs is trained against PostgreSQL as it is installed, writing to disk at each commit. Timed are
-all parts that are there so that the job survives: what its steps tell PostgreSQL, the look for an order to stop,
+A job on the demo's pairs is trained, in the environment of a training, against PostgreSQL as it is installed, which
+forces each commit to disk. Timed are all parts that are there so that the job survives: what its steps tell PostgreSQL, the look for an order to stop,
 the checkpoint that is written every few minutes, the lease that another process renews while it watches the training,
 and PostgreSQL's own work. What runs beside the training counts as the share that it takes of all cores.
 """
@@ -46,6 +46,7 @@ from workers.training.checkpoints import Checkpoints, default_seconds
 from workers.training.recorder import Attempt, Recorder
 from workers.training.step_report import StepReport
 from workers.training.trainer import Trainer
+from workers.training_environment import training_environment
 from workers.watch import watch
 
 FLOOR = 0.01
@@ -82,6 +83,11 @@ class Costs:
 
 def main() -> None:
     options = parse(sys.argv[1:])
+    if not Path("/proc/self/stat").exists():
+        sys.exit("What other processes take can't be measured here: this system has no /proc.")
+    environment = training_environment()
+    if any(name not in os.environ for name in environment):  # read once, by a process that begins
+        os.execve(sys.executable, [sys.executable, "-m", "bench.durability", *sys.argv[1:]], environment)
     print("\n".join(describe(torch.device(device()), use_physical_cores())))
     with tempfile.TemporaryDirectory() as scratch, progress(Console(stderr=True), "durability") as report:
         costs = measure(Path(scratch), options.steps, options.seconds, report)
@@ -112,7 +118,9 @@ def measure(scratch: Path, steps: int, seconds: float, report: Callable[[int, in
             _train(trainer, recorder, checkpoints, costs, report)
         costs.postgres = cpu()
         report(steps, steps, "the watcher")
-        costs.watcher = _watcher(database, attempt, seconds)
+        with _cpu_of(postgres.process.pid) as cpu:
+            costs.watcher = _watcher(database, attempt, seconds)
+        costs.postgres += cpu()
         database.dispose()
     return costs
 
@@ -129,10 +137,13 @@ def _train(
     def on_step(taken: StepReport) -> None:
         nonlocal last
         began = time.perf_counter()
+        saves = taken.step % max(1, taken.total_steps // _SAVES) == 0
         recorder.step(taken)
         checkpoints.after_step(taken)
+        if saves:
+            recorder.flush()  # so that it isn't the checkpoint's
         told = time.perf_counter()
-        if taken.step % max(1, taken.total_steps // _SAVES) == 0:
+        if saves:
             checkpoints.save()
             costs.saves.append(time.perf_counter() - told)
         if taken.step > 1:  # the first one warms up
@@ -171,7 +182,6 @@ def _cpu_of(pid: int) -> Iterator[Callable[[], float]]:
 
 
 def _cpu_seconds(pid: int) -> float:
-    """0 where the system has no /proc."""
     ticks = 0
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -211,11 +221,14 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--steps", type=int, default=STEPS, help="steps to train (%(default)s)")
+    parser.add_argument("--steps", type=int, default=STEPS, help="steps to train, 6 at least (%(default)s)")
     parser.add_argument(
         "--seconds", type=float, default=WATCHED_SECONDS, help="how long the watching process is measured (%(default)s)"
     )
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.steps < 2 * _SAVES:
+        parser.error(f"--steps must be {2 * _SAVES} or more")
+    return options
 
 
 if __name__ == "__main__":

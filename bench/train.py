@@ -61,18 +61,9 @@ def main() -> None:
     precisions = _precisions(options.precision)
     results, others = Results(), OtherPrograms()
     console = Console(stderr=True)
-    with contestants() as train:
-        if "speed" in options.only:
-            with progress(console, "speed") as report:
-                _measure_speed(results, options, train, precisions, report)
-            _show("Pairs a second (medians; in brackets: times the peer's)", speed_table(results))
-        if "quality" in options.only:
-            with progress(console, "quality") as report:
-                results.quality = compare_quality(
-                    QUALITY_PAIRS if not options.quick else 256, range(1 if options.quick else SEEDS),
-                    train=train, precisions=precisions, report=report,
-                )  # fmt: skip
-            _show("Held-out quality after one epoch", quality_lines(results))
+    if {"speed", "quality"} & set(options.only):
+        with contestants() as train:
+            _compare(results, options, train, precisions, console)
     if "growth" in options.only:
         with progress(console, "growth") as report:
             _measure_growth(results, options, precisions["likeness"], report)
@@ -88,6 +79,23 @@ def main() -> None:
         print(f"\nPlot: {options.plot}")
     if options.strict and not all(floor.reached for floor in asked):
         sys.exit("Not every floor was reached.")
+
+
+def _compare(
+    results: Results, options: argparse.Namespace, train: Train, precisions: Precisions, console: Console
+) -> None:
+    """What both do, side by side."""
+    if "speed" in options.only:
+        with progress(console, "speed") as report:
+            _measure_speed(results, options, train, precisions, report)
+        _show("Pairs a second (medians; in brackets: times the peer's)", speed_table(results))
+    if "quality" in options.only:
+        with progress(console, "quality") as report:
+            results.quality = compare_quality(
+                QUALITY_PAIRS if not options.quick else 256, range(1 if options.quick else SEEDS),
+                train=train, precisions=precisions, report=report,
+            )  # fmt: skip
+        _show("Held-out quality after one epoch", quality_lines(results))
 
 
 def _precisions(asked: Literal["auto", "fp32", "bf16"]) -> Precisions:

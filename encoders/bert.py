@@ -73,9 +73,9 @@ class Packed:
             yield part.view(texts, length, *part.shape[1:])
 
 
-def in_one_row(groups: Sequence[Tensor]) -> Tensor:
+def in_one_row(groups: list[Tensor]) -> Tensor:
     """Rows of each group (C·L, …) behind each other, (T, …); those of a single group without a copy."""
-    return groups[0] if len(groups) == 1 else torch.cat(list(groups))
+    return groups[0] if len(groups) == 1 else torch.cat(groups)
 
 
 def pack(tokens: Sequence[np.ndarray], device: torch.device) -> Packed:

@@ -89,7 +89,9 @@ def wait_for_end(process: subprocess.Popen[bytes], seconds: float) -> int | None
             return process.wait(seconds)
         return None
     try:
-        select.select([descriptor], [], [], seconds)
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        poll.poll(1000 * seconds)
     finally:
         os.close(descriptor)
     return process.poll()

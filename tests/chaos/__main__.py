@@ -35,11 +35,11 @@ log = structlog.get_logger("chaos")
 #: What production has, and the rows that are tried with it as well, with how many faults each.
 _PRODUCTION = Shape(lease_seconds=45, tick_seconds=2)
 _PRODUCTION_QUOTAS = {1: 2, 2: 2, 3: 1, 4: 5, 8: 1, 9: 2, 10: 1, 11: 1, 12: 1, 13: 1, 16: 1, 18: 1, 19: 1}
-#: The commonest faults, for the tests of every day: as few trainings as show them all.
+#: The commonest faults, for the tests of every day: as few trainings as show them all. A freeze of a lease and more
+#: takes long; a test of workers has one.
 _SHORT = (
     (1, "killed in a step"),
     (2, "its parent only"),
-    (3, "stopped with its worker"),
     (7, "between commit and enqueue"),
     (8, "ended, and back later"),
     (13, "emptied"),

@@ -103,7 +103,9 @@ def test_a_stop_in_the_middle_of_a_training_loses_nothing(tmp_path: Path, base_m
         stop(process, data_dir)
 
 
-def test_the_key_is_written_once_and_only_its_owner_can_read_it(tmp_path: Path, base_models_dir: Path) -> None:
+def test_its_key_is_its_owners_alone_a_second_one_is_refused_and_its_children_are_started_again_but_never_outlive_it(
+    tmp_path: Path, base_models_dir: Path
+) -> None:
     data_dir = tmp_path / "data"
     with likeness_up(data_dir, base_models_dir) as process:
         key_file = data_dir / "admin.key"
@@ -111,6 +113,7 @@ def test_the_key_is_written_once_and_only_its_owner_can_read_it(tmp_path: Path, 
         assert stat.S_IMODE((data_dir / "running.json").stat().st_mode) == 0o600
         assert len(processes_of(data_dir)) > 5
         assert not any(key_file.read_text().strip() in command for command in processes_of(data_dir))
+
         second = subprocess.run(
             [sys.executable, "-m", "service", "up", "--data-dir", str(data_dir), "--port", "0"],
             capture_output=True,
@@ -121,12 +124,6 @@ def test_the_key_is_written_once_and_only_its_owner_can_read_it(tmp_path: Path, 
         assert f"pid {process.pid}" in second.stderr.replace("\n", " ")
         assert is_ready(data_dir)
 
-
-def test_children_that_die_are_started_again_and_none_outlives_a_killed_parent(
-    tmp_path: Path, base_models_dir: Path
-) -> None:
-    data_dir = tmp_path / "data"
-    with likeness_up(data_dir, base_models_dir) as process:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         api = next(pid for pid in children.read_text().split() if "service.serve" in command_of(pid))
         os.kill(int(api), signal.SIGKILL)

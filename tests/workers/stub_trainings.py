@@ -19,17 +19,10 @@ LEAVES = f"import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit
 
 # A worker whose trainings are one of these. The job's id is among their arguments, as it is for a training.
 _WORKER = """
-import signal, sys
-from storage.processes import start_child
+import sys
 from workers import tasks, worker
 
-program = sys.argv[1]
-
-def start(job_id, *_):
-    command = [sys.executable, "-c", program, job_id]
-    return start_child(command, on_parent_death=signal.SIGKILL, new_group=False)
-
-tasks._start_training = start
+tasks.training_command = lambda job_id, *_, **__: [sys.executable, "-c", sys.argv[1], job_id]
 sys.exit(worker.main("gpu"))
 """
 

@@ -149,10 +149,10 @@ def is_pending(pid: int, number: signal.Signals) -> bool:
 
 
 def test_sigterm_gives_the_running_job_back_and_ends_the_worker(installation: Installation) -> None:
-    job = long_job(installation)
+    job = installation.create_job(installation.upload(PAIRS))
 
-    with installation.worker("gpu") as pid:
-        until_training(installation, job.id)
+    with stub_trainings.worker(stub_trainings.LEAVES) as pid:
+        until(lambda: pids_with(job.id))
         family = [pid, *descendants(pid)]
         assert len(family) == 3
         os.kill(pid, signal.SIGTERM)
@@ -167,9 +167,9 @@ def test_sigterm_gives_the_running_job_back_and_ends_the_worker(installation: In
 def test_a_killed_worker_takes_its_training_along_and_another_finishes_the_job(
     installation: Installation, redis: Redis
 ) -> None:
-    job = long_job(installation, max_steps=300)
-    with installation.worker("gpu") as pid:
-        until_training(installation, job.id)
+    job = installation.create_job(installation.upload(PAIRS))
+    with stub_trainings.worker(stub_trainings.WAITS) as pid:
+        until(lambda: pids_with(job.id))
         children = descendants(pid)
         assert len(children) == 2
         os.kill(pid, signal.SIGKILL)

@@ -47,8 +47,10 @@ log = structlog.get_logger("likeness.training")
 #: What this module writes and reads. A trainer whose state means something else needs another number.
 VERSION = 1
 DEFAULT_SECONDS = 120.0
-#: Of the time, what is saved by default takes no more: where writing a checkpoint takes seconds, they are rarer.
-SAVING_SHARE = 1 / 400
+#: Where writing a checkpoint takes seconds, they are rarer by default, so that it takes such a share of the time …
+_SAVING_SHARE = 1 / 400
+#: … but no rarer than so: what a crash costs is what was done since.
+_RAREST_SECONDS = 600.0
 _STATE = "state.json"
 
 
@@ -126,8 +128,8 @@ class Checkpoints:
         report = self._last
         if report is None or report.step == self._saved_step:
             return
-        began = time.monotonic()
         self._recorder.write_if_possible()
+        began = time.monotonic()
         with self._stored.publishing(report.step) as folder:
             self._write(folder, report)
         self._stored.keep_newest(self._keep, step=report.step)
@@ -196,7 +198,7 @@ class Checkpoints:
 
 def default_seconds(took: float) -> float:
     """How often a checkpoint is written where the job doesn't say, if the last one took so many seconds."""
-    return max(DEFAULT_SECONDS, took / SAVING_SHARE)
+    return min(max(DEFAULT_SECONDS, took / _SAVING_SHARE), _RAREST_SECONDS)
 
 
 def _fingerprints(trainer: Trainer, evaluation: Companion | None) -> dict[str, Any]:

@@ -33,7 +33,10 @@ class Ends:
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
-        """Record what is raised within, and raise only what is a defect, or says that the job is somebody else's."""
+        """Record what is raised within and has a name.
+
+        The rest passes: defects, requests to stop, a database that is away, StaleAttempt.
+        """
         try:
             yield
         except (NonFiniteLossError, EmbeddingsCollapsedError, OutOfMemoryInTraining) as error:

@@ -20,8 +20,10 @@ log = structlog.get_logger("likeness.training")
 
 #: At most so often are steps written, for nobody watches faster …
 _WRITE_EVERY_SECONDS = 0.5
-#: … and so that writing takes at most such a share of the time: a commit costs some milliseconds.
+#: … and so that writing takes such a share of the time, for a commit costs some milliseconds …
 _WRITING_SHARE = 1 / 400
+#: … but no rarer than so, however long the last one took.
+_RAREST_SECONDS = 5.0
 #: How long a database that was away is left alone: to find out that it still is may take as long as an answer may.
 _TRY_AGAIN_SECONDS = 5.0
 
@@ -88,7 +90,8 @@ class Recorder:
         """Keep what a step measured, and write what was kept if it is time to."""
         self._page.step = report.step
         self._steps.append(report)
-        next_write = self._written + max(_WRITE_EVERY_SECONDS, self._took / _WRITING_SHARE)
+        pause = max(_WRITE_EVERY_SECONDS, min(self._took / _WRITING_SHARE, _RAREST_SECONDS))
+        next_write = self._written + pause
         is_time = time.monotonic() >= max(next_write, self._away_until)
         if is_time or report.step == report.total_steps:
             self.write_if_possible()

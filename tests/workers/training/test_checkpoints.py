@@ -3,9 +3,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,8 +27,9 @@ from tests.storage.rows import TEAM, add_job, events_of
 from workers.data.preparation import prepare
 from workers.data.prepared import Prepared
 from workers.data.row import Row
+from workers.training import checkpoints as checkpoints_module
 from workers.training import state_files
-from workers.training.checkpoints import Checkpoints
+from workers.training.checkpoints import Checkpoints, default_seconds
 from workers.training.config import LossConfig, TrainingConfig
 from workers.training.recorder import Attempt, Recorder
 from workers.training.trainer import StepReport, Trainer
@@ -70,13 +74,14 @@ class Training:
         self.recorder = Recorder(database, Attempt(self.job_id, 1))
 
     def attempt(
-        self, *, every_steps: int = 2, keep: int = 2, killed_after: int | None = None
+        self, *, every_steps: int | None = 2, every_seconds: float | None = None, keep: int = 2,
+        killed_after: int | None = None,
     ) -> tuple[list[int], dict[str, bytes]]:
         """Train until the end, or until the process dies. Returns the steps taken, and the weights at the end."""
         encoder = TextEncoder.load(self.base)
         self.adaptation.prepare(encoder, seed=0)
         trainer = Trainer(encoder, self.datasets, self.config)
-        options = Checkpointing(every_steps=every_steps, keep=keep)
+        options = Checkpointing(every_steps=every_steps, every_seconds=every_seconds, keep=keep)
         checkpoints = Checkpoints(self.stored, trainer, self.recorder, options)
         taken: list[int] = []
 
@@ -232,6 +237,24 @@ def test_the_newest_two_are_kept_and_told(training: Training) -> None:
     assert [summary.step for summary in training.stored.summaries()] == [taken[-1], taken[-2]]
     training.stored.remove_all()
     assert training.stored.summaries() == []
+
+
+def test_without_a_word_checkpoints_are_written_as_often_as_takes_little_of_the_time() -> None:
+    assert [default_seconds(took) for took in (0.0, 0.1, 1.0, 60.0)] == [120, 120, 400, 600]
+
+
+def test_what_a_job_says_of_seconds_holds_and_else_the_time_that_the_last_one_took(
+    training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = count(step=60)  # every look at it comes a minute after the last
+    monkeypatch.setattr(checkpoints_module, "time", SimpleNamespace(monotonic=lambda: next(clock), time=time.time))
+    often, _ = training.attempt(every_steps=None, every_seconds=1.0, keep=10)
+    assert len(training.stored.steps()) == len(often)
+
+    training.stored.remove_all()
+    training.attempt(every_steps=None, keep=10)
+    # The first one after two minutes; it took one, and the next is due ten minutes later.
+    assert len(training.stored.steps()) == 1
 
 
 def test_a_resumed_run_says_where_it_goes_on(training: Training) -> None:
