@@ -118,6 +118,7 @@ class Runner:
             world.load.rest()
             _settle(world, _SETTLE_SECONDS)
             verdict.findings += self._judge(world).findings()
+            log.info("judged", findings=[str(finding) for finding in verdict.findings])
             _add_shots(verdict, world, campaign.shots)
             _add_storm(verdict, storm)
             verdict.slowness = world.pace.mean

@@ -46,6 +46,9 @@ log = structlog.get_logger("likeness.training")
 
 #: What this module writes and reads. A trainer whose state means something else needs another number.
 VERSION = 1
+#: How steps are computed, down to the last bits: another number whenever the same job no longer ends at the same bytes,
+#: so that one which goes on after an upgrade says so. 2: what dropout leaves is added to the rest in one operation.
+ARITHMETIC = 2
 DEFAULT_SECONDS = 120.0
 #: Where writing a checkpoint takes seconds, they are rarer by default, so that it takes such a share of the time …
 _SAVING_SHARE = 1 / 400
@@ -184,7 +187,7 @@ class Checkpoints:
         return None
 
     def _tell_differences(self, before: dict[str, Any]) -> None:
-        now, before = _machine(self._trainer), {"processes": 1, **before}
+        now, before = _machine(self._trainer), {"processes": 1, "arithmetic": 1, **before}
         changed = [name for name, value in now.items() if before.get(name) != value]
         if changed:
             changes = "; ".join(f"{name} {before.get(name)} before, {now[name]} now" for name in changed)
@@ -236,6 +239,7 @@ def _machine(trainer: Trainer) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if cuda else _processor(),
         "threads": torch.get_num_threads(),
         "processes": trainer.ranks.count,
+        "arithmetic": ARITHMETIC,
     }
 
 

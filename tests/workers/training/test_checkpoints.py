@@ -29,7 +29,7 @@ from workers.data.prepared import Prepared
 from workers.data.row import Row
 from workers.training import checkpoints as checkpoints_module
 from workers.training import state_files
-from workers.training.checkpoints import Checkpoints, default_seconds
+from workers.training.checkpoints import ARITHMETIC, Checkpoints, default_seconds
 from workers.training.config import LossConfig, TrainingConfig
 from workers.training.recorder import Attempt, Recorder
 from workers.training.trainer import StepReport, Trainer
@@ -495,15 +495,21 @@ def test_a_checkpoint_of_another_run_is_not_taken(
     assert f"The checkpoint after step 4 is passed over: it was made with other {changed}" in training.messages()
 
 
-def test_another_number_of_threads_is_told(training: Training) -> None:
+@pytest.mark.parametrize(
+    ("before", "told"),
+    [({"threads": 64}, "threads 64 before, 1 now"), ({"arithmetic": None}, f"arithmetic 1 before, {ARITHMETIC} now")],
+    ids=["threads", "a version that computed otherwise"],
+)
+def test_what_may_change_the_bytes_of_the_end_is_told(training: Training, before: dict[str, Any], told: str) -> None:
     training.attempt(killed_after=4)
     aside = training.stored.folder(4).rename(training.stored.folder(4).with_name("aside"))
     content = json.loads((aside / "state.json").read_text())
-    content["machine"]["threads"] = 64
+    machine = {**content["machine"], **before}
+    content["machine"] = {name: value for name, value in machine.items() if value is not None}
     with training.stored.publishing(4) as folder:
         for file in aside.glob("*.safetensors"):
             (folder / file.name).write_bytes(file.read_bytes())
         (folder / "state.json").write_text(json.dumps(content))
     training.attempt()
 
-    assert any("threads 64 before, 1 now" in message for message in training.messages())
+    assert any(told in message for message in training.messages())
