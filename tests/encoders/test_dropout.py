@@ -54,4 +54,5 @@ def test_dropping_and_adding_is_both_one_after_the_other(probability: float, dty
         together = both()
         found.append((together, *torch.autograd.grad(together.square().sum(), (rows, residual))))
     for apart, at_once in zip(*found, strict=True):
-        assert torch.allclose(apart, at_once, atol=1e-5 if dtype == torch.float32 else 0.1)
+        tolerance = 1e-5 if dtype == torch.float32 else 0.05
+        assert torch.allclose(apart, at_once, rtol=tolerance, atol=tolerance)

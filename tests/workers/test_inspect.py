@@ -151,7 +151,9 @@ def test_a_relevance_file_is_told_with_its_texts(inspect: Callable[..., Done], t
         (["rows.jsonl", "--corpus", "rows.jsonl", "--queries", "rows.jsonl", "--format", "pairs"], "leave them out"),
     ],
 )
-def test_what_cannot_be_answered_is_one_line_and_no_traceback(inspect: Callable[..., Done], tmp_path: Path, arguments: list[str], says: str) -> None:
+def test_what_cannot_be_answered_is_one_line_and_no_traceback(
+    inspect: Callable[..., Done], tmp_path: Path, arguments: list[str], says: str
+) -> None:
     write(tmp_path / "rows.jsonl")
     done = inspect(*arguments, "--no-probe")
     assert (done.returncode, done.stdout) == (2, "")
@@ -187,7 +189,9 @@ def test_a_file_of_vectors_would_train_an_adapter_which_is_measured(tmp_path: Pa
     assert report.estimate.seconds_per_step > 0
 
 
-def test_an_encoder_from_scratch_is_planned_and_has_no_tokens_to_count_yet(inspect: Callable[..., Done], tmp_path: Path) -> None:
+def test_an_encoder_from_scratch_is_planned_and_has_no_tokens_to_count_yet(
+    inspect: Callable[..., Done], tmp_path: Path
+) -> None:
     done = inspect(write(tmp_path / "pairs.jsonl"), "--model", "scratch", "--json")
     report = Report(**json.loads(done.stdout))
     assert report.training is not None

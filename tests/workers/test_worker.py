@@ -149,10 +149,10 @@ def is_pending(pid: int, number: signal.Signals) -> bool:
 
 
 def test_sigterm_gives_the_running_job_back_and_ends_the_worker(installation: Installation) -> None:
-    job = installation.create_job(installation.upload(PAIRS))
+    job = long_job(installation)
 
-    with stub_trainings.worker(stub_trainings.LEAVES) as pid:
-        until(lambda: pids_with(job.id))
+    with installation.worker("gpu") as pid:
+        until_training(installation, job.id)
         family = [pid, *descendants(pid)]
         assert len(family) == 3
         os.kill(pid, signal.SIGTERM)

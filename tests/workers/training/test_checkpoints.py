@@ -74,7 +74,11 @@ class Training:
         self.recorder = Recorder(database, Attempt(self.job_id, 1))
 
     def attempt(
-        self, *, every_steps: int | None = 2, every_seconds: float | None = None, keep: int = 2,
+        self,
+        *,
+        every_steps: int | None = 2,
+        every_seconds: float | None = None,
+        keep: int = 2,
         killed_after: int | None = None,
     ) -> tuple[list[int], dict[str, bytes]]:
         """Train until the end, or until the process dies. Returns the steps taken, and the weights at the end."""

@@ -353,7 +353,7 @@ def test_a_training_process_that_is_killed_goes_on_and_publishes_the_same_bytes(
             checkpointing={"every_steps": 20},
         )
 
-    unbroken = installation.train(create())
+    unbroken = installation.train_as_worker(create())
     job = create()
     client = installation.openai.fine_tuning.jobs
 
@@ -364,7 +364,7 @@ def test_a_training_process_that_is_killed_goes_on_and_publishes_the_same_bytes(
 
     with meanwhile(kill):
         installation.train_as_worker(job)
-    ended = installation.train(job)
+    ended = installation.train_as_worker(job)
 
     assert (unbroken.status, ended.status, ended.attempt) == ("succeeded", "succeeded", 2)
     assert any("Goes on from the checkpoint after step " in message for message in messages_of(installation, job.id))
