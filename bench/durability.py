@@ -1,9 +1,10 @@
 """What it costs a training that nothing of it may be lost: `python -m bench.durability`.
 
 A job on the demo's pairs is trained, in the environment of a training, against PostgreSQL as it is installed, which
-forces each commit to disk. Timed are all parts that are there so that the job survives: what its steps tell PostgreSQL, the look for an order to stop,
-the checkpoint that is written every few minutes, the lease that another process renews while it watches the training,
-and PostgreSQL's own work. What runs beside the training counts as the share that it takes of all cores.
+forces each commit to disk. Timed are all parts that are there so that the job survives: what its steps tell PostgreSQL,
+the look for an order to stop, the checkpoint that is written every few minutes, the lease that another process renews
+while it watches the training, and PostgreSQL's own work. What runs beside the training counts as the share that it
+takes of all cores.
 """
 
 from __future__ import annotations
