@@ -314,6 +314,9 @@ def _numbers(count: int) -> range:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Outside of the range in which the system gives whoever asks for any: a proxy opened next would get it."""
+    while True:
+        port = secrets.SystemRandom().randrange(20_000, 30_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
