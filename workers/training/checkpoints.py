@@ -38,6 +38,7 @@ import torch
 from api_schemas.methods import Checkpointing
 from storage.checkpoints import SUMMARY, JobCheckpoints
 from workers.training import state_files
+from workers.training.pacing import pause_after
 from workers.training.recorder import Recorder
 from workers.training.state_files import StateFileError
 from workers.training.trainer import StepReport, Trainer
@@ -201,7 +202,7 @@ class Checkpoints:
 
 def default_seconds(took: float) -> float:
     """How often a checkpoint is written where the job doesn't say, if the last one took so many seconds."""
-    return min(max(DEFAULT_SECONDS, took / _SAVING_SHARE), _RAREST_SECONDS)
+    return pause_after(took, share=_SAVING_SHARE, least=DEFAULT_SECONDS, most=_RAREST_SECONDS)
 
 
 def _fingerprints(trainer: Trainer, evaluation: Companion | None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from storage import attempts, job_moves
 from storage.database import Database
 from workers.patience import patiently
 from workers.shared_page import page_of_watcher
+from workers.training.pacing import pause_after
 from workers.training.trainer import StepReport
 
 log = structlog.get_logger("likeness.training")
@@ -90,7 +91,7 @@ class Recorder:
         """Keep what a step measured, and write what was kept if it is time to."""
         self._page.step = report.step
         self._steps.append(report)
-        pause = max(_WRITE_EVERY_SECONDS, min(self._took / _WRITING_SHARE, _RAREST_SECONDS))
+        pause = pause_after(self._took, share=_WRITING_SHARE, least=_WRITE_EVERY_SECONDS, most=_RAREST_SECONDS)
         next_write = self._written + pause
         is_time = time.monotonic() >= max(next_write, self._away_until)
         if is_time or report.step == report.total_steps:
