@@ -104,16 +104,14 @@ class Load:
         return order
 
     def keep_busy(self, target: int, specs: Sequence[Spec]) -> None:
-        """From now on, keep so many orders alive in the background; all orders are of these specs."""
+        """From now on, keep at least so many orders alive, those of faults included; all orders are of these specs."""
         self._specs = specs
         self._resting.clear()
 
         def work() -> None:
-            alive: list[Order] = []
             while not self._resting.wait(0.5):
-                alive = [order for order in alive if not order.done.is_set()]
-                if len(alive) < target:
-                    alive.append(self.order(wish=self._rng.choice(_WISHES)))
+                if sum(not order.done.is_set() for order in list(self.orders)) < target:
+                    self.order(wish=self._rng.choice(_WISHES))
 
         self._background = threading.Thread(target=work, name="background", daemon=True)
         self._background.start()

@@ -54,7 +54,7 @@ class Plan:
     shape: Shape = Shape()  # noqa: RUF009 — it is frozen
     seconds: float = 1200.0  # after so long no new fault of a row is begun
     storm_seconds: float = 0.0
-    busy: int = 1  # orders that are kept going in the background
+    busy: int = 2  # orders that are kept alive, those of faults included
     learn: tuple[str, ...] = ()  # specs whose references are trained first, in the same fleet
 
 
@@ -131,12 +131,14 @@ class Runner:
         result = ControlResult(control)
         rng = random.Random(seed)
         with self._world(Shape(guards_off=(control.guard,)), rng) as world:
+            if not self.references:
+                self.train_references(world, SPECS)
             seen: set[str] = set()
             for row, kinds in control.rows.items():
                 if reasons := [reason for kind in kinds if (reason := reason_against(row, kind, self._tools))]:
                     result.not_run[row] = reasons[0]
                     continue
-                world.load.keep_busy(1, [SPECS[name] for name in self.references])
+                world.load.keep_busy(2, [SPECS[name] for name in self.references])
                 hand = Hand([(row, kind) for kind in kinds])
                 campaign = Campaign(world, hand, seed, until=time.monotonic() + _CONTROL_SECONDS)
                 campaign.fire_all()

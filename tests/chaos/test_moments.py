@@ -77,8 +77,8 @@ def test_a_paused_process_waits_until_it_is_released(moments: Moments, tmp_path:
 
 def test_every_moment_and_every_guard_is_found_in_the_product(moments: Moments, tmp_path: Path) -> None:
     modules = (
-        "workers.training.trainer", "psycopg", "storage.queue", "storage.attempts", "storage.held_lease",
-        "workers.lease", "storage.artifacts", "storage.manifests", "storage.leases",
+        "workers.training.trainer", "workers.training.recorder", "psycopg", "storage.queue", "storage.attempts",
+        "storage.held_lease", "workers.lease", "storage.artifacts", "storage.manifests", "storage.leases",
     )  # fmt: skip
     script = "import importlib, sys\nfor name in sys.argv[2:]: importlib.import_module(name)"
     with pytest.MonkeyPatch.context() as patched:
