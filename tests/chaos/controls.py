@@ -27,7 +27,7 @@ CONTROLS = (
     ),
     Control(
         "durability",
-        {15: ["EIO when the model is forced to disk"] * 2, 17: ["checkpoint a bit flipped", "model a bit flipped"]},
+        {15: ["EIO when the weights are forced to disk"] * 2, 17: ["checkpoint a bit flipped", "model a bit flipped"]},
         _WRONG | {Figure.OUT_OF_BOUNDS},
     ),
     Control("state", {1: ["killed in a step"] * 2}, frozenset({Figure.UNEQUAL})),

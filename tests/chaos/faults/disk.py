@@ -89,9 +89,9 @@ def write_refused(shot: Shot) -> None:
     _tampered(shot, "write,pwrite64", f"error=ENOSPC:when={shot.rng.randint(1, 60)}", _FULL | _BROKEN)
 
 
-def no_room_at_a_moment(shot: Shot, moment: str) -> None:
+def no_room_at_a_moment(shot: Shot, moment: str, latest: int) -> None:
     """No room as a checkpoint or the model is forced to disk."""
-    _raised(shot, moment, errno.ENOSPC, _FULL)
+    _raised(shot, moment, latest, errno.ENOSPC, _FULL)
 
 
 # --- broken ---
@@ -102,9 +102,9 @@ def io_error(shot: Shot, calls: str) -> None:
     _tampered(shot, calls, f"error=EIO:when={shot.rng.randint(1, 30)}", _BROKEN)
 
 
-def io_error_at_a_moment(shot: Shot, moment: str) -> None:
+def io_error_at_a_moment(shot: Shot, moment: str, latest: int) -> None:
     """Forcing to disk fails, and the bytes are lost; it is not to be tried again on the same file."""
-    _raised(shot, moment, errno.EIO, _BROKEN, action="lose")
+    _raised(shot, moment, latest, errno.EIO, _BROKEN, action="lose")
 
 
 def _tampered(shot: Shot, calls: str, how: str, codes: frozenset[str]) -> None:
@@ -119,10 +119,10 @@ def _tampered(shot: Shot, calls: str, how: str, codes: frozenset[str]) -> None:
     _await_end(shot, job_id)
 
 
-def _raised(shot: Shot, moment: str, number: int, codes: frozenset[str], action: Action = "raise") -> None:
+def _raised(shot: Shot, moment: str, latest: int, number: int, codes: frozenset[str], action: Action = "raise") -> None:
     world = shot.world
     order = world.accepted(codes=codes)
-    armed = world.moments.arm(moment, action, job=order.job_id, nth=shot.rng.randint(1, 8), errno=number)
+    armed = world.moments.arm(moment, action, job=order.job_id, nth=shot.rng.randint(1, latest), errno=number)
     if firing := shot.await_fired(armed, _FIRE_SECONDS, unless=order.done):
         shot.fire(f"{errno.errorcode[number]} while {moment}, pid {firing.pid}, {order.job_id}")
     shot.wait(order.done, _END_SECONDS)
@@ -151,7 +151,12 @@ def slow_to_sync(shot: Shot) -> None:
     _await_end(shot, job_id)
 
 
-_FORCED = {"a checkpoint is": "writing checkpoint", "the model is": "writing artifact"}
+#: The moment, and at which of its kind at the latest.
+_FORCED = {
+    "a checkpoint is": ("writing checkpoint", 8),
+    "the model is": ("writing artifact", 8),
+    "the weights are": ("writing weights", 1),
+}
 _CALLS = {"fsync": "fsync,fdatasync", "rename": "rename,renameat,renameat2", "write": "write,pwrite64"}
 ROWS = (
     Row(
@@ -163,8 +168,10 @@ ROWS = (
             "file size limited": file_size_limited,
             "nth write refused": write_refused,
             **{
-                f"no room when {what} forced to disk": functools.partial(no_room_at_a_moment, moment=moment)
-                for what, moment in _FORCED.items()
+                f"no room when {what} forced to disk": functools.partial(
+                    no_room_at_a_moment, moment=moment, latest=latest
+                )
+                for what, (moment, latest) in _FORCED.items()
             },
         },
         alone=frozenset({"filled up by something else"}),
@@ -177,8 +184,8 @@ ROWS = (
         {
             **{f"EIO of {name}": functools.partial(io_error, calls=calls) for name, calls in _CALLS.items()},
             **{
-                f"EIO when {what} forced to disk": functools.partial(io_error_at_a_moment, moment=moment)
-                for what, moment in _FORCED.items()
+                f"EIO when {what} forced to disk": functools.partial(io_error_at_a_moment, moment=moment, latest=latest)
+                for what, (moment, latest) in _FORCED.items()
             },
         },
         needs={f"EIO of {name}": "strace" for name in _CALLS},

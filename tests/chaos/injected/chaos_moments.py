@@ -145,6 +145,8 @@ def _syncing(descriptor: Any) -> None:
         reached("writing checkpoint")
     elif "/unfinished/" in path or "/artifacts/models/" in path:  # in its own place only where a guard is off
         reached("writing artifact")
+        if path.endswith("/model.safetensors"):
+            reached("writing weights")
     _fsync(descriptor)
 
 
