@@ -71,6 +71,11 @@ class Projection(nn.Module):
         return self.linear.out_features
 
     @property
+    def is_bent(self) -> bool:
+        """Whether a tanh follows the linear map."""
+        return isinstance(self.activation, nn.Tanh)
+
+    @property
     def config(self) -> dict[str, Any]:
         """As `Dense` of sentence-transformers reads it."""
         return {

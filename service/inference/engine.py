@@ -84,6 +84,10 @@ class InferenceEngine:
         embedded = await self._batcher.embed(encoder.embed, list(rows), costs=[cost] * len(rows))
         return Embedded(vectors=embedded, tokens=0, truncated=[])
 
+    async def encoder(self, model: NamedModel) -> AnyEncoder:
+        """A model's encoder itself, for what isn't embedding. Raises LikenessError as the pool does."""
+        return await self._pool.get(model)
+
     async def probe(self) -> None:
         """Embed a word, if there is a model to do it; under load see to it that texts are being embedded.
 
