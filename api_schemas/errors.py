@@ -81,6 +81,8 @@ ERROR_CODES: dict[str, ErrorKind] = {
     "artifact_corrupt": ErrorKind(503, "server_error", "Stored bytes differ from their checksum."),
     "weights_unavailable": ErrorKind(503, "server_error", "The base model's weights are not installed here."),
     "model_output_invalid": ErrorKind(503, "server_error", "The model produced NaN; nothing was returned."),
+    "forward_lost": ErrorKind(503, "server_error", "A forward pass died or did not come back; others go on."),
+    "request_deadline_exceeded": ErrorKind(504, "server_error", "The time that the request gave itself is over."),
     # Rows of a file, in a file's `errors` and never a status of their own
     "empty_file": ErrorKind(400, _REQUEST, "The file holds no rows."),
     "unsupported_file": ErrorKind(400, _REQUEST, "The file is of a kind that isn't read, such as a zip archive."),

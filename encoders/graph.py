@@ -9,13 +9,13 @@ Letters: T tokens of the batch, N texts, L the length of the longest, W width of
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
+from torch import Tensor, nn
 
-from encoders.bert import AddAndNorm, Bert, Layer
+from encoders.bert import AddAndNorm, Bert, Layer, SelfAttention
 from encoders.text import TextEncoder
 
 #: Of the standard operators, and of onnxruntime's own.
@@ -85,7 +85,7 @@ class Graph:
         )  # fmt: skip
 
     def _layer(self, name: str, layer: Layer, rows: str) -> str:
-        attention = layer.attention["self"]
+        attention = cast(SelfAttention, layer.attention["self"])
         projections = (attention.query, attention.key, attention.value)
         joined = np.concatenate([_array(each.weight.T) for each in projections], axis=1)
         biases = np.concatenate([_array(each.bias) for each in projections])
@@ -97,8 +97,10 @@ class Graph:
             domain=_FUSED, num_heads=attention.heads,
         )  # fmt: skip
         flat = self._node("Reshape", mixed, self._weight("flat", np.array([-1, joined.shape[0]], dtype=np.int64)))
-        rows = self._add_and_norm(f"{name}.attended", layer.attention["output"], self._node("Gather", flat, "collect"), rows)
-        dense = layer.intermediate["dense"]
+        rows = self._add_and_norm(
+            f"{name}.attended", cast(AddAndNorm, layer.attention["output"]), self._node("Gather", flat, "collect"), rows
+        )
+        dense = cast(nn.Linear, layer.intermediate["dense"])
         widened = self._node("MatMul", rows, self._weight(f"{name}.wide", dense.weight.T))
         widened = self._node("BiasGelu", widened, self._weight(f"{name}.wide.bias", dense.bias), domain=_FUSED)
         return self._add_and_norm(f"{name}.closed", layer.output, widened, rows)
@@ -134,7 +136,11 @@ class Graph:
             for name, (kind, shape) in _INPUTS.items()
         ]
         output = self._helper.make_tensor_value_info(OUTPUT, onnx.TensorProto.FLOAT, ("N", dimension))
-        small = [onnx.numpy_helper.from_array(array, name) for name, array in self.weights.items() if array.dtype != np.float32]
+        small = [
+            onnx.numpy_helper.from_array(array, name)
+            for name, array in self.weights.items()
+            if array.dtype != np.float32
+        ]
         large = [_outside(onnx, name, array) for name, array in self.weights.items() if array.dtype == np.float32]
         graph = self._helper.make_graph(self._nodes, "bert", inputs, [output], [*small, *large])
         opsets = [self._helper.make_opsetid("", OPSET), self._helper.make_opsetid(_FUSED, 1)]

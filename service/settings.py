@@ -22,14 +22,39 @@ class ServiceSettings(StorageSettings):
         ge=1,
         description="Jobs of one team that may be there without having ended; more are refused with a 429.",
     )
-    loaded_models: int = Field(
-        default=4, ge=1, description="How many encoders stay in memory; the least recently used goes first."
+    model_memory_bytes: int = Field(
+        default=4 * 1024**3,
+        ge=1,
+        description="How much memory the weights of loaded models may take; the least recently used go first. "
+        "One model is loaded however large it is.",
+    )
+    pinned_models: list[str] = Field(
+        default_factory=list, description="Names of models that stay in memory once they are loaded, as a JSON list."
+    )
+    mode: Literal["auto", "torch-fp32", "torch-bf16", "onnxruntime-fp32"] = Field(
+        default="auto",
+        description="How forward passes are computed: auto for what is fastest on this machine and agrees with "
+        "torch-fp32, or one of torch-fp32, torch-bf16 and onnxruntime-fp32.",
+    )
+    forward_threads: int | Literal["auto"] = Field(
+        default="auto", description="How many forward passes may run at once: a number, or auto for one a core, to 4."
+    )
+    vector_cache_bytes: int = Field(
+        default=64 * 1024**2,
+        ge=0,
+        description="How much memory vectors of texts that were embedded before may take; 0 keeps none.",
     )
     tokens_per_batch: int = Field(default=4096, ge=1, description="Tokens that one forward pass may hold.")
     queued_tokens: int = Field(
         default=1_000_000,
         ge=1,
         description="Tokens that may wait for a forward pass before requests get a 429.",
+    )
+    queue_seconds: float = Field(
+        default=1.0,
+        gt=0,
+        description="How long a request may have to wait for its first forward pass; one that would have to wait "
+        "longer gets a 429.",
     )
     database_seconds: float = Field(
         default=2.0,

@@ -24,6 +24,10 @@ class ModelFolders:
         self._database = database
         self._artifacts = artifacts
 
+    def folder(self, artifact: str) -> Path:
+        """Where the model's files are, whatever they are like."""
+        return self._artifacts.model(artifact)
+
     def verified(self, name: str, artifact: str, *, weights_sha256: str | None) -> Path:
         """The folder of the model called `name`, as it was published; every byte of it is read.
 

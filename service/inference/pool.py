@@ -1,9 +1,15 @@
 """Encoders in memory: loaded on first use, verified, and dropped when others are used more."""
 
+from __future__ import annotations
+
 import asyncio
 import re
 import time
 from collections import OrderedDict
+from collections.abc import AsyncIterator, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +19,10 @@ import torch
 from api_schemas.errors import LikenessError
 from encoders import registry
 from encoders.errors import EncoderError
-from encoders.loading import AnyEncoder, load
+from encoders.folder import WEIGHTS
+from encoders.loading import load
+from service.inference.forward import Forward
+from service.inference.modes import LARGEST_SHARE, Choice, Mode
 from service.model_names import NamedModel
 from storage.artifacts import corrupt_model, failing_disk_is_told
 from storage.model_folders import ModelFolders
@@ -26,41 +35,84 @@ _PATH = re.compile(r"(?<![\w./])(/[^\s/'\",;]+)+")
 _LOOK_AGAIN_SECONDS = 10.0
 
 
-class EncoderPool:
-    """At most `size` encoders by model name. Belongs to one event loop."""
+@dataclass(eq=False)
+class _Entry:
+    """A place for an encoder, from the moment on in which its loading is asked for."""
 
-    def __init__(self, folders: ModelFolders, *, base_models_dir: Path | None, size: int) -> None:
+    loading: asyncio.Future[Forward]
+    expected_bytes: int  # what its file says; more is known once it is loaded
+    users: int = 0  # requests that are being answered with it
+    is_admitted: bool = False  # there is room for it
+
+    @property
+    def forward(self) -> Forward | None:
+        return self.loading.result() if _succeeded(self.loading) else None
+
+    @property
+    def size_bytes(self) -> int:
+        return self.forward.size_bytes if self.forward else self.expected_bytes
+
+
+class EncoderPool:
+    """Encoders by model name, in so much memory. Belongs to one event loop.
+
+    What is in use is never dropped; a model for which there is no room waits until there is. One that is larger than
+    the budget is loaded when no other is there.
+    """
+
+    def __init__(
+        self,
+        folders: ModelFolders,
+        *,
+        base_models_dir: Path | None,
+        memory_bytes: int,
+        pinned: Collection[str] = (),
+        mode: Mode | None = None,
+    ) -> None:
+        """pinned: names of models that are never dropped. mode: how passes are computed; None for what is fastest."""
         self._folders = folders
         self._base_models_dir = base_models_dir
-        self._size = size
-        # Ordered by use. A future stands for its encoder from the moment loading begins, so that many requests
-        # for a model that isn't there load it once.
-        self._encoders: OrderedDict[str, asyncio.Future[AnyEncoder]] = OrderedDict()
+        self._memory_bytes = memory_bytes
+        self._pinned = frozenset(pinned)
+        self._mode = mode
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()  # by last use
         self._looked: dict[str, float] = {}  # when damaged models were looked at here, by the monotonic clock
+        self._released = asyncio.Condition()
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._choosing = ThreadPoolExecutor(1, thread_name_prefix="modes")
+        self._choices: dict[str, Choice] = {}  # by architecture: models of one are equally fast
+        self.loads = 0
+        self.drops = 0
 
-    async def get(self, model: NamedModel) -> AnyEncoder:
-        """The encoder of a model. Raises LikenessError `weights_unavailable`, `artifact_corrupt` or `storage_failed`.
+    @asynccontextmanager
+    async def using(self, model: NamedModel) -> AsyncIterator[Forward]:
+        """A model's forward, which stays in memory for the block. Raises LikenessError as `get` does."""
+        entry = await self._entry(model)
+        entry.users += 1
+        try:
+            # Shielded: a client that leaves must not stop the loading that others wait for.
+            yield await asyncio.shield(entry.loading)
+        finally:
+            entry.users -= 1
+            if not entry.users:
+                async with self._released:
+                    self._released.notify_all()
+
+    async def get(self, model: NamedModel) -> Forward:
+        """A model's forward. Raises LikenessError `weights_unavailable`, `artifact_corrupt` or `storage_failed`.
 
         A model that is withdrawn is refused also where it is in memory, until it is found to be mended.
         """
-        future = self._encoders.get(model.name)
-        if model.damage is not None and (future is None or future.done()):
-            self._withdraw(model.name, model.damage)
-            future = None
-        if future is None:
-            future = asyncio.ensure_future(asyncio.to_thread(self._load, model))
-            future.add_done_callback(partial(self._forget_failed, model.name))
-            self._encoders[model.name] = future
-            self._make_room()
-        self._encoders.move_to_end(model.name)
-        # Shielded: a client that leaves must not stop the loading that others wait for.
-        return await asyncio.shield(future)
+        async with self.using(model) as forward:
+            return forward
 
-    def last_used(self) -> AnyEncoder | None:
-        """The encoder that was asked for last among those in memory."""
-        loaded = (future for future in reversed(self._encoders.values()) if _succeeded(future))
-        return next((future.result() for future in loaded), None)
+    def last_used(self) -> Forward | None:
+        """The one that was asked for last among those in memory."""
+        return next((entry.forward for entry in reversed(self._entries.values()) if entry.forward), None)
+
+    def loaded(self) -> Iterator[Forward]:
+        """All that are in memory."""
+        return (entry.forward for entry in self._entries.values() if entry.forward)
 
     def has_weights(self, model: NamedModel) -> bool:
         """Whether a base model's folder is on this machine."""
@@ -70,28 +122,89 @@ class EncoderPool:
             return False
         return True
 
+    def close(self) -> None:
+        """Begin nothing more in the background."""
+        self._choosing.shutdown(wait=False, cancel_futures=True)
+
+    async def _entry(self, model: NamedModel) -> _Entry:
+        entry = self._entries.get(model.name)
+        if model.damage is not None and (entry is None or entry.loading.done()):
+            self._withdraw(model.name, model.damage)
+            entry = None
+        if entry is None:
+            entry = _Entry(asyncio.get_running_loop().create_future(), self._expected_bytes(model))
+            self._entries[model.name] = entry
+            entry.loading.add_done_callback(partial(self._forget_failed, model.name))
+            _keep(asyncio.ensure_future(self._fill(model, entry)))
+        self._entries.move_to_end(model.name)
+        return entry
+
+    async def _fill(self, model: NamedModel, entry: _Entry) -> None:
+        """Load an entry's encoder, as soon as there is room for it."""
+        try:
+            await self._make_room(entry)
+            forward = await asyncio.to_thread(self._load, model)
+        except Exception as error:  # noqa: BLE001 — it is for those who wait
+            if not entry.loading.done():
+                entry.loading.set_exception(error)
+                entry.loading.exception()  # heard, if by nobody else
+            return
+        entry.loading.set_result(forward)
+        self.loads += 1
+        await asyncio.get_running_loop().run_in_executor(self._choosing, self._choose, forward)
+        # It takes more memory now than it did.
+        self._drop_idle(0)
+
+    async def _make_room(self, wanted: _Entry) -> None:
+        while True:
+            fits = self._drop_idle(wanted.size_bytes)
+            if fits or all(name in self._pinned for name, entry in self._entries.items() if entry.is_admitted):
+                wanted.is_admitted = True
+                return
+            async with self._released:
+                await self._released.wait()
+
+    def _drop_idle(self, wanted_bytes: int) -> bool:
+        """Drop what is used least until so many bytes more fit. Returns whether they do."""
+        admitted = [(name, entry) for name, entry in self._entries.items() if entry.is_admitted]
+        held = sum(entry.size_bytes for _, entry in admitted)
+        for name, entry in admitted:
+            if held + wanted_bytes <= self._memory_bytes:
+                break
+            if entry.loading.done() and not entry.users and name not in self._pinned:
+                del self._entries[name]
+                held -= entry.size_bytes
+                self.drops += 1
+                log.info("encoder_dropped", model=name)
+        return held + wanted_bytes <= self._memory_bytes or not held
+
     def _withdraw(self, name: str, damage: str) -> None:
         """Forget a damaged model, and refuse it unless it is time to look whether it has been mended."""
-        self._encoders.pop(name, None)
+        self._entries.pop(name, None)
         now = time.monotonic()
         if now - self._looked.get(name, -_LOOK_AGAIN_SECONDS) < _LOOK_AGAIN_SECONDS:
             raise corrupt_model(name, damage)
         self._looked[name] = now
 
-    def _forget_failed(self, name: str, future: "asyncio.Future[AnyEncoder]") -> None:
+    def _forget_failed(self, name: str, loading: asyncio.Future[Forward]) -> None:
         """Whatever went wrong while loading, the next request tries again."""
-        if _succeeded(future):
+        if _succeeded(loading):
             self._looked.pop(name, None)
-        elif self._encoders.get(name) is future:
-            del self._encoders[name]
+        elif (entry := self._entries.get(name)) is not None and entry.loading is loading:
+            del self._entries[name]
 
-    def _make_room(self) -> None:
-        while len(self._encoders) > self._size:
-            name, _ = self._encoders.popitem(last=False)
-            # Requests that hold the encoder keep it alive until they are answered.
-            log.info("encoder_dropped", model=name)
+    def _expected_bytes(self, model: NamedModel) -> int:
+        """What a model will take in memory, by its file; 0 where that can't be seen, which loading will tell."""
+        try:
+            if model.artifact is not None:
+                folder = self._folders.folder(model.artifact)
+            else:
+                folder = registry.locate(model.name, self._base_models_dir)
+            return int((folder / WEIGHTS).stat().st_size * (1 + LARGEST_SHARE))
+        except (EncoderError, OSError):
+            return 0
 
-    def _load(self, model: NamedModel) -> AnyEncoder:
+    def _load(self, model: NamedModel) -> Forward:
         try:
             with failing_disk_is_told():
                 encoder = load(self._folder(model), model.reads, device=self._device)
@@ -100,7 +213,15 @@ class EncoderPool:
             message = f"{model.name} can't be loaded: {_PATH.sub(_last_part, str(error))}"
             raise LikenessError("weights_unavailable", message) from error
         log.info("encoder_loaded", model=model.name, device=self._device)
-        return encoder.eval()
+        return Forward(model.name, encoder.eval())
+
+    def _choose(self, forward: Forward) -> None:
+        """Find the fastest modes, beside requests that are answered already; on a thread of its own."""
+        try:
+            known = self._choices.get(forward.architecture)
+            self._choices[forward.architecture] = forward.choose_modes(self._mode, known=known)
+        except Exception:  # it runs as it was loaded
+            log.exception("modes_not_chosen", model=forward.name)
 
     def _folder(self, model: NamedModel) -> Path:
         """Where the model's files are, verified."""
@@ -112,9 +233,18 @@ class EncoderPool:
         return folder
 
 
+_background: set[asyncio.Future[None]] = set()
+
+
+def _keep(task: asyncio.Future[None]) -> None:
+    """Hold a task until it is done: the event loop does not."""
+    _background.add(task)
+    task.add_done_callback(_background.discard)
+
+
 def _last_part(path: re.Match[str]) -> str:
     return path[0].rpartition("/")[2]
 
 
-def _succeeded(future: "asyncio.Future[AnyEncoder]") -> bool:
-    return future.done() and not future.cancelled() and future.exception() is None
+def _succeeded(loading: asyncio.Future[Forward]) -> bool:
+    return loading.done() and not loading.cancelled() and loading.exception() is None
