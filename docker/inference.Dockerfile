@@ -16,7 +16,7 @@ COPY workers/ workers/
 COPY service/ service/
 RUN --mount=type=cache,target=/root/.cache/pip \
     /opt/likeness/bin/pip install --constraint constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} \
-    '.[torch,minilm]'
+    '.[fast,minilm]'
 
 FROM python:${PYTHON}-slim
 # The same number in every image: they share a volume.

@@ -69,7 +69,7 @@ class Lanes:
                 asked.run()
             except BaseException as error:  # whatever a thread dies of, another takes its place
                 self._replace(f"died of {type(error).__name__}")
-                raise
+                return
             if asked.is_given_up:  # another has this one's place
                 return
 

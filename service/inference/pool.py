@@ -40,9 +40,10 @@ class _Entry:
     """A place for an encoder, from the moment on in which its loading is asked for."""
 
     loading: asyncio.Future[Forward]
-    expected_bytes: int  # what its file says; more is known once it is loaded
+    expected_bytes: int  # what it may take, by its file
     users: int = 0  # requests that are being answered with it
     is_admitted: bool = False  # there is room for it
+    is_settled: bool = False  # it runs in the modes that it will run in
 
     @property
     def forward(self) -> Forward | None:
@@ -50,7 +51,7 @@ class _Entry:
 
     @property
     def size_bytes(self) -> int:
-        return self.forward.size_bytes if self.forward else self.expected_bytes
+        return self.forward.size_bytes if self.forward and self.is_settled else self.expected_bytes
 
 
 class EncoderPool:
@@ -81,6 +82,7 @@ class EncoderPool:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._choosing = ThreadPoolExecutor(1, thread_name_prefix="modes")
         self._choices: dict[str, Choice] = {}  # by architecture: models of one are equally fast
+        self._filling: set[asyncio.Future[None]] = set()  # held here: the event loop does not
         self.loads = 0
         self.drops = 0
 
@@ -122,6 +124,11 @@ class EncoderPool:
             return False
         return True
 
+    async def settled(self) -> None:
+        """Wait until all that was begun is loaded, and runs in the modes that it will run in."""
+        while self._filling:
+            await asyncio.wait(self._filling)
+
     def close(self) -> None:
         """Begin nothing more in the background."""
         self._choosing.shutdown(wait=False, cancel_futures=True)
@@ -135,7 +142,9 @@ class EncoderPool:
             entry = _Entry(asyncio.get_running_loop().create_future(), self._expected_bytes(model))
             self._entries[model.name] = entry
             entry.loading.add_done_callback(partial(self._forget_failed, model.name))
-            _keep(asyncio.ensure_future(self._fill(model, entry)))
+            filling = asyncio.ensure_future(self._fill(model, entry))
+            self._filling.add(filling)
+            filling.add_done_callback(self._filling.discard)
         self._entries.move_to_end(model.name)
         return entry
 
@@ -152,7 +161,7 @@ class EncoderPool:
         entry.loading.set_result(forward)
         self.loads += 1
         await asyncio.get_running_loop().run_in_executor(self._choosing, self._choose, forward)
-        # It takes more memory now than it did.
+        entry.is_settled = True
         self._drop_idle(0)
 
     async def _make_room(self, wanted: _Entry) -> None:
@@ -231,15 +240,6 @@ class EncoderPool:
         if model.weights_sha256 is not None:
             registry.verify_weights(folder, model.weights_sha256)
         return folder
-
-
-_background: set[asyncio.Future[None]] = set()
-
-
-def _keep(task: asyncio.Future[None]) -> None:
-    """Hold a task until it is done: the event loop does not."""
-    _background.add(task)
-    task.add_done_callback(_background.discard)
 
 
 def _last_part(path: re.Match[str]) -> str:

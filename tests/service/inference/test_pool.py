@@ -8,9 +8,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from api_schemas.errors import LikenessError
+from encoders.session import Session
 from service.inference.pool import EncoderPool
 from service.model_names import NamedModel
 from storage import manifests
@@ -33,8 +35,17 @@ def _publish(store: ArtifactStore, name: str, source: Path) -> NamedModel:
     return NamedModel(name, TINY, name, None, 32, 48)
 
 
+SECONDS = 60
+
+
 def _run(pool: EncoderPool, use: Callable[[EncoderPool], Awaitable[None]]) -> None:
-    asyncio.run(use(pool))
+    async def run() -> None:
+        async with asyncio.timeout(SECONDS):
+            await use(pool)
+            await pool.settled()
+
+    asyncio.run(run())
+    pool.close()
 
 
 @pytest.fixture
@@ -44,9 +55,11 @@ def folders(database: Database, store: ArtifactStore) -> ModelFolders:
 
 @pytest.fixture
 def pool(folders: ModelFolders, base_models_dir: Path) -> EncoderPool:
-    return EncoderPool(folders, base_models_dir=base_models_dir, size=2)
+    return EncoderPool(folders, base_models_dir=base_models_dir, memory_bytes=ROOM, mode="onnxruntime-fp32")
 
 
+#: Two tiny encoders fit, with all that their modes may take, and no third.
+ROOM = 22_000_000
 BASE = NamedModel(TINY, TINY, None, None, 32, 48)
 
 
@@ -64,6 +77,7 @@ def test_the_least_recently_used_is_dropped(pool: EncoderPool, store: ArtifactSt
 
     async def use(pool: EncoderPool) -> None:
         first_a, first_b = await pool.get(a), await pool.get(b)
+        await pool.settled()
         assert await pool.get(a) is first_a
         last = await pool.get(c)  # and b goes
         assert pool.last_used() is last
@@ -73,12 +87,90 @@ def test_the_least_recently_used_is_dropped(pool: EncoderPool, store: ArtifactSt
     _run(pool, use)
 
 
+def test_a_model_in_use_stays_and_another_waits_for_its_room(
+    folders: ModelFolders, store: ArtifactStore, base_models_dir: Path
+) -> None:
+    a, b = (_publish(store, name, base_models_dir / TINY) for name in "ab")
+
+    async def use(pool: EncoderPool) -> None:
+        async with pool.using(a) as forward:
+            waiting = asyncio.create_task(pool.get(b))
+            await asyncio.sleep(0.05)
+            assert not waiting.done()
+            assert list(pool.loaded()) == [forward]
+        assert (await waiting).name == "b"
+        assert [each.name for each in pool.loaded()] == ["b"]
+
+    _run(EncoderPool(folders, base_models_dir=base_models_dir, memory_bytes=ROOM // 2), use)
+
+
+def test_a_pinned_model_is_never_dropped(folders: ModelFolders, store: ArtifactStore, base_models_dir: Path) -> None:
+    a, b, c = (_publish(store, name, base_models_dir / TINY) for name in "abc")
+
+    async def use(pool: EncoderPool) -> None:
+        for model in (a, b, c):
+            await pool.get(model)
+        assert [each.name for each in pool.loaded()] == ["a", "c"]
+
+    _run(EncoderPool(folders, base_models_dir=base_models_dir, memory_bytes=ROOM, pinned=["a"]), use)
+
+
+def test_a_model_larger_than_the_budget_is_served_alone(
+    folders: ModelFolders, store: ArtifactStore, base_models_dir: Path
+) -> None:
+    a, b = (_publish(store, name, base_models_dir / TINY) for name in "ab")
+
+    async def use(pool: EncoderPool) -> None:
+        for model in (a, b, a):
+            assert (await pool.get(model)).name == model.name
+            assert [each.name for each in pool.loaded()] == [model.name]
+
+    _run(EncoderPool(folders, base_models_dir=base_models_dir, memory_bytes=1), use)
+
+
+def test_modes_are_chosen_while_the_model_answers_already(pool: EncoderPool) -> None:
+    async def use(pool: EncoderPool) -> None:
+        forward = await pool.get(BASE)
+        tokens = [text.ids for text in forward.encoder.tokenize(["as it is", "and as it will be, soon"])]
+        before = forward(tokens)
+        await pool.settled()
+        assert forward.choice.refused == ()
+        assert np.abs(forward(tokens) - before).max() < 1e-6
+
+    _run(pool, use)
+
+
+def test_a_mode_that_was_asked_for_is_taken(folders: ModelFolders, base_models_dir: Path) -> None:
+    async def use(pool: EncoderPool) -> None:
+        forward = await pool.get(BASE)
+        await pool.settled()
+        assert (forward.choice.single, forward.choice.several) == ("onnxruntime-fp32", "onnxruntime-fp32")
+
+    _run(EncoderPool(folders, base_models_dir=base_models_dir, memory_bytes=ROOM, mode="onnxruntime-fp32"), use)
+
+
+def test_a_mode_whose_vectors_differ_is_refused_and_said(
+    folders: ModelFolders, base_models_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Session, "embed", lambda self, tokens: np.full((len(tokens), 32), 32**-0.5, dtype=np.float32))
+
+    async def use(pool: EncoderPool) -> None:
+        forward = await pool.get(BASE)
+        await pool.settled()
+        assert (forward.choice.single, forward.choice.several) == ("torch-fp32", "torch-fp32")
+        ((mode, why),) = forward.choice.refused
+        assert mode == "onnxruntime-fp32"
+        assert "cosine" in why
+
+    _run(EncoderPool(folders, base_models_dir=base_models_dir, memory_bytes=ROOM, mode="onnxruntime-fp32"), use)
+
+
 def test_a_client_that_leaves_does_not_stop_the_loading_that_others_wait_for(pool: EncoderPool) -> None:
     async def use(pool: EncoderPool) -> None:
         leaving, staying = (asyncio.create_task(pool.get(BASE)) for _ in range(2))
         await asyncio.sleep(0)
         leaving.cancel()
-        assert (await staying).dimension == 32
+        assert (await staying).encoder.dimension == 32
 
     _run(pool, use)
 
@@ -97,7 +189,7 @@ def test_a_model_that_differs_from_its_manifest_is_refused_until_it_is_mended(
         assert refusal.value.code == "artifact_corrupt"
         assert "config.json" in refusal.value.message
         config.write_bytes(sound)
-        assert (await pool.get(model)).dimension == 32
+        assert (await pool.get(model)).encoder.dimension == 32
 
     _run(pool, use)
 
@@ -178,7 +270,7 @@ def test_a_disk_that_does_not_give_a_model_is_not_taken_for_damage(
         monkeypatch.undo()
         assert (refusal.value.code, refusal.value.headers["Retry-After"]) == ("storage_failed", "60")
         assert str(store.root) not in refusal.value.message
-        assert (await pool.get(model)).dimension == 32
+        assert (await pool.get(model)).encoder.dimension == 32
 
     _run(pool, use)
 
@@ -228,4 +320,4 @@ def test_whatever_went_wrong_while_loading_is_tried_again(
         away.rename(weights)
         assert await pool.get(BASE) is pool.last_used()
 
-    _run(EncoderPool(folders, base_models_dir=tmp_path / "base", size=2), use)
+    _run(EncoderPool(folders, base_models_dir=tmp_path / "base", memory_bytes=ROOM), use)

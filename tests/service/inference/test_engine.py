@@ -1,0 +1,129 @@
+"""Texts in, vectors out: what is remembered, shared and told."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from api_schemas.errors import LikenessError
+from service.inference.engine import InferenceEngine
+from service.model_names import NamedModel
+from service.settings import ServiceSettings
+from storage.artifacts import ArtifactStore
+from storage.database import Database
+from storage.model_folders import ModelFolders
+from tests.installation import TINY
+
+SECONDS = 60
+MODEL = NamedModel(TINY, TINY, None, None, 32, 48)
+TEXTS = ["a lamp", "a lamp with a shade", "something else"]
+
+
+@pytest.fixture
+def passes() -> list[int]:
+    """How many texts each forward pass had."""
+    return []
+
+
+@pytest.fixture
+def run(
+    database: Database, base_models_dir: Path, tmp_path: Path, passes: list[int]
+) -> Callable[..., None]:
+    def run(use: Callable[[InferenceEngine], Awaitable[None]], **settings: Any) -> None:
+        async def within() -> None:
+            given = ServiceSettings(base_models_dir=base_models_dir, mode="torch-fp32", **settings)
+            engine = InferenceEngine(given, ModelFolders(database, ArtifactStore(tmp_path)))
+            engine.batcher.observe = lambda texts, _tokens: passes.append(texts)
+            try:
+                async with asyncio.timeout(SECONDS):
+                    await use(engine)
+                    await engine.pool.settled()
+            finally:
+                engine.close()
+
+        asyncio.run(within())
+
+    return run
+
+
+def test_a_text_that_was_embedded_before_is_not_computed_again(run: Callable[..., None], passes: list[int]) -> None:
+    async def use(engine: InferenceEngine) -> None:
+        first = await engine.embed(MODEL, TEXTS, [None] * 3)
+        again = await engine.embed(MODEL, [TEXTS[2], "a new one", TEXTS[0], TEXTS[0]], [None] * 4)
+        assert (again.vectors[[0, 2, 3]] == first.vectors[[2, 0, 0]]).all()
+        assert (engine.cache.hits, engine.cache.misses) == (3, 4)
+        assert again.tokens == (await engine.embed(MODEL, ["a new one"], [None])).tokens + 2 * 4 + 4
+
+    run(use)
+    assert passes == [3, 1]
+
+
+def test_without_memory_for_it_nothing_is_remembered(run: Callable[..., None], passes: list[int]) -> None:
+    async def use(engine: InferenceEngine) -> None:
+        for _ in range(2):
+            await engine.embed(MODEL, [TEXTS[0]] * 2, [None] * 2)
+        assert len(engine.cache) == 0
+
+    run(use, vector_cache_bytes=0)
+    assert passes == [2, 2]
+
+
+def test_requests_for_one_text_at_once_compute_it_once(run: Callable[..., None], passes: list[int]) -> None:
+    async def use(engine: InferenceEngine) -> None:
+        answers = await asyncio.gather(*[engine.embed(MODEL, TEXTS[:1], [None]) for _ in range(20)])
+        assert len({answer.vectors.tobytes() for answer in answers}) == 1
+
+    run(use)
+    assert passes == [1]
+
+
+def test_who_waits_for_another_computes_it_when_that_one_leaves(run: Callable[..., None]) -> None:
+    async def use(engine: InferenceEngine) -> None:
+        await engine.embed(MODEL, TEXTS[2:], [None])  # the model is there from now on
+        leaving = asyncio.create_task(engine.embed(MODEL, TEXTS[:1], [None]))
+        waiting = asyncio.create_task(engine.embed(MODEL, TEXTS[:2], [None] * 2))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        assert (await waiting).vectors.shape == (2, 32)
+
+    run(use)
+
+
+def test_a_cut_text_is_told_of_also_when_it_is_remembered(run: Callable[..., None]) -> None:
+    async def use(engine: InferenceEngine) -> None:
+        for _ in range(2):
+            embedded = await engine.embed(MODEL, ["short", "long " * 100], [None] * 2)
+            assert embedded.truncated == [1]
+            assert embedded.tokens == 3 + 48
+
+    run(use)
+
+
+def test_an_unknown_prompt_is_refused_and_nobody_is_left_waiting(run: Callable[..., None]) -> None:
+    async def use(engine: InferenceEngine) -> None:
+        for _ in range(2):
+            with pytest.raises(LikenessError) as refusal:
+                await engine.embed(MODEL, TEXTS, ["no such prompt"] * 3)
+            assert refusal.value.code == "invalid_value"
+
+    run(use)
+
+
+def test_an_answer_says_where_its_time_went(run: Callable[..., None]) -> None:
+    async def use(engine: InferenceEngine) -> None:
+        timings = (await engine.embed(MODEL, TEXTS, [None] * 3)).timings
+        assert timings.tokenize > 0
+        assert timings.forward > 0
+
+    run(use)
+
+
+def test_vectors_have_length_one(run: Callable[..., None]) -> None:
+    async def use(engine: InferenceEngine) -> None:
+        vectors = (await engine.embed(MODEL, TEXTS, [None] * 3)).vectors
+        assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+
+    run(use)
