@@ -8,11 +8,14 @@ import random
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import cycle, islice
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -265,7 +268,7 @@ class _Bench:
         self._report(0, 0, what)
 
 
-def _ask(server: Server, model: str, given: Sequence[str]) -> dict[str, object] | object:
+def _ask(server: Server, model: str, given: Sequence[str]) -> Any:
     return _sent(server, "POST", "/v1/embeddings", {"model": model, "input": list(given)})
 
 
@@ -278,7 +281,7 @@ def _alias(server: Server, name: str, model: str) -> None:
     _sent(server, "PUT", f"/v1/aliases/{name}", {"model": model})
 
 
-def _sent(server: Server, method: str, path: str, body: object):
+def _sent(server: Server, method: str, path: str, body: object) -> Any:
     asked = urllib.request.Request(
         f"http://127.0.0.1:{server.port}{path}",
         json.dumps(body).encode(),
@@ -309,12 +312,15 @@ def _report(results: Results, others: OtherPrograms) -> None:
     if results.overload:
         over = results.overload
         _show("Open loop", [
-            f"capacity: {over.capacity:.0f} texts/s; at it p99 {over.at_capacity.quantile(0.99):.0f} ms, {over.at_capacity.statuses}",
+            f"capacity: {over.capacity:.0f} texts/s",
+            f"at it: p99 {over.at_capacity.quantile(0.99):.0f} ms, {over.at_capacity.statuses}",
             f"twice that: p99 of the accepted {over.beyond.quantile(0.99):.0f} ms, {over.beyond.statuses}",
         ])  # fmt: skip
     if results.cold_ms:
-        _show("Cold models", [f"first answer after {sorted(results.cold_ms)[len(results.cold_ms) // 2]:.0f} ms (median), "
-                              f"{max(results.cold_ms):.0f} ms at most, of {len(results.cold_ms)}"])  # fmt: skip
+        cold = (
+            f"median {median(results.cold_ms):.0f} ms, at most {max(results.cold_ms):.0f} ms, of {len(results.cold_ms)}"
+        )
+        _show("First answer of a cold model", [cold])
     _show("Other programs while this ran", [others.describe()])
     _show("Floors", floors_table(floors(results), "Likeness"))
 

@@ -1,4 +1,4 @@
-"""Clients of an embedding server, in a process of their own: JSON of a `Load` on stdin, JSON of what came of it on stdout.
+"""Clients of an embedding server, in a process of their own: a `Load` on stdin and its `Outcome` on stdout, as JSON.
 
 They speak HTTP/1.1 over sockets they keep, with as little of their own as possible: what they take is missing to the
 server on the same machine.
