@@ -20,6 +20,8 @@ _ENDINGS = np.array([list(b"e%+03d," % exponent) for exponent in _EXPONENTS], dt
 #: What makes an integer of nine digits of a number with an exponent.
 _SCALES = np.array([10.0 ** (8 - exponent) for exponent in _EXPONENTS])
 _NINE_DIGITS = 10**9
+#: Numbers that are written at a time: what is needed for it in between takes about 60 bytes for each.
+_NUMBERS_AT_ONCE = 2**17
 
 
 def json_rows(rows: npt.NDArray[np.float32]) -> list[bytes]:
@@ -30,8 +32,12 @@ def json_rows(rows: npt.NDArray[np.float32]) -> list[bytes]:
     if not np.isfinite(rows).all():
         raise ValueError("NaN and infinity can't be written as JSON")
     count, length = rows.shape
+    at_once = max(1, _NUMBERS_AT_ONCE // length)
+    blocks = (rows[first : first + at_once] for first in range(0, count, at_once))
     # The comma after the last number of a row is left out.
-    return [b"[%b]" % row.tobytes()[:-1] for row in _written(rows).reshape(count, length * _WIDTH)]
+    return [
+        b"[%b]" % row.tobytes()[:-1] for block in blocks for row in _written(block).reshape(len(block), length * _WIDTH)
+    ]
 
 
 def json_numbers(numbers: npt.NDArray[np.float32]) -> list[bytes]:
