@@ -37,7 +37,7 @@ async def create_embeddings(
 ) -> Response:
     """Embed texts, or vectors with an adapter. What comes out has length 1: dot products are cosine similarities."""
     model = await run_in_threadpool(resolve_model, state, caller.team_id, request.model)
-    _check_dimensions(request.dimensions, model)
+    check_dimensions(request.dimensions, model)
     prompts = [request.input_type] * len(request.input)
     embedding = embed(engine, model, request.input, _names(request.input), prompts)
     embedded = await while_client_waits(http, embedding)
@@ -123,7 +123,8 @@ def usage_of(embedded: Embedded) -> EmbeddingUsage:
     return EmbeddingUsage(prompt_tokens=embedded.tokens, total_tokens=embedded.tokens, truncated=embedded.truncated)
 
 
-def _check_dimensions(dimensions: int | None, model: NamedModel) -> None:
+def check_dimensions(dimensions: int | None, model: NamedModel) -> None:
+    """Raise LikenessError `out_of_range` for more dimensions than the model's vectors have."""
     if dimensions is not None and model.dimension is not None and dimensions > model.dimension:
         raise LikenessError(
             "out_of_range",
