@@ -23,6 +23,7 @@ from api_schemas.tei import (
 from encoders.prompts import UnknownPromptError
 from encoders.text import TextEncoder
 from service.embedding_json import rows_body
+from service.errors import shutting_down
 from service.http_protocol import StrictHTTPProtocol
 from service.inference.engine import Embedded, InferenceEngine
 from service.json_numbers import json_numbers
@@ -118,8 +119,10 @@ async def info(http: Request, model: ModelDep, state: StateDep, engine: EngineDe
 
 
 @health_router.get("/health", response_class=Response)
-async def health(engine: EngineDep) -> Response:
-    """Nothing, with status 200, if a text gets embedded."""
+async def health(state: StateDep, engine: EngineDep) -> Response:
+    """Nothing, with status 200, if a text gets embedded and the process is not asked to stop."""
+    if state.drain.is_asked:
+        raise shutting_down()
     try:
         await engine.probe()
     except (LikenessError, TimeoutError) as error:
@@ -127,9 +130,9 @@ async def health(engine: EngineDep) -> Response:
     return Response()
 
 
-async def model_health(_model: ModelDep, engine: EngineDep) -> Response:
-    """Nothing, with status 200, if there is the model and a text gets embedded."""
-    return await health(engine)
+async def model_health(_model: ModelDep, state: StateDep, engine: EngineDep) -> Response:
+    """As /health, if there is the model."""
+    return await health(state, engine)
 
 
 async def _embed(
