@@ -111,7 +111,7 @@ class EmbeddingRequest(RequestModel):
     model: str = Field(description="A base model's name or a tuned model's id.")
     input: EmbeddingInput = Field(description=f"One text, or up to {MAX_INPUTS}; for an adapter, vectors.")
     encoding_format: Literal["float", "base64"] = Field(
-        default="float", description="base64: little-endian float32, a quarter of the bytes."
+        default="float", description="base64: little-endian float32, a third of the bytes."
     )
     dimensions: int | None = Field(
         default=None, ge=1, description="Keep the first so many dimensions and normalise again."

@@ -1,5 +1,6 @@
 """Routes whose errors have the shape and the status that clients of text-embeddings-inference expect."""
 
+import json
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -49,7 +50,9 @@ def _response(request: Request, error: LikenessError) -> Response:
         param=error.param,
         request_id=getattr(request.state, "request_id", None),
     )
-    return Response(body.model_dump_json(), _status(error), headers_of(error), media_type="application/json")
+    # Pure ASCII, as every answer to an error is.
+    content = json.dumps(body.model_dump()).encode("ascii")
+    return Response(content, _status(error), headers_of(error), media_type="application/json")
 
 
 def _error_type(error: LikenessError) -> ErrorType:

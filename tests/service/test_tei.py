@@ -128,6 +128,13 @@ def test_health_is_open_and_empty_while_texts_get_embedded(shared: Installation)
     assert shared.request("GET", "/tei/no/such/health").status_code == 404
 
 
+def test_health_says_no_once_the_process_is_asked_to_stop(settings: ServiceSettings) -> None:
+    with running_installation(settings.model_copy(update={"unready_seconds": 60})) as api:
+        api.service.drain.begin()
+        answer = api.request("GET", "/health")
+    assert (answer.status_code, answer.json()["error_type"]) == (503, "Unhealthy")
+
+
 # Errors
 
 
