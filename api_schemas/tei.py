@@ -8,8 +8,8 @@ from api_schemas.base import RequestModel, ResponseModel
 from api_schemas.embeddings import MAX_INPUTS, text_in, texts_in
 
 ErrorType = Literal["Unhealthy", "Backend", "Overloaded", "Validation", "Empty"]
-#: The most characters whose tokens are told at a time: of the costliest text, they take a second.
-MAX_TOKENIZED_CHARACTERS = 200_000
+#: The most characters whose tokens are told at a time, prompts included: of the costliest text, they take a second.
+MAX_TOKENIZED_CHARACTERS = 100_000
 
 
 def _one_or_more(value: Any) -> list[str]:

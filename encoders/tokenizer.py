@@ -88,7 +88,7 @@ class TextTokenizer:
         return text
 
     def tokens(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[Token]]:
-        """All tokens of each text, uncut; how long it takes, the texts decide (a megabyte: up to 3 s)."""
+        """All tokens of each text, uncut; how long it takes, the texts decide (100 000 characters: up to a second)."""
         prepared = [text.lower() if self._lowercase else text for text in map(without_surrogates, texts)]
         encodings = self._tokenizer.encode_batch(prepared, add_special_tokens=add_special_tokens)
         return [_tokens_of(text, encoding) for text, encoding in zip(prepared, encodings, strict=True)]

@@ -38,7 +38,9 @@ async def compare(
         embedded = await while_client_waits(http, embedding)
         vectors, usage = embedded.vectors, usage_of(embedded)
     items = await asyncio.to_thread(_items, request, vectors)
-    return similarity_response(http, items, SimilarityUsage(model=request.model, usage=usage))
+    # A thread once more, as items are written when they are asked for.
+    told = SimilarityUsage(model=request.model, usage=usage)
+    return await asyncio.to_thread(similarity_response, http, items, told)
 
 
 def _named_inputs(request: SimilarityRequest) -> dict[str, Given]:

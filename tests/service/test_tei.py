@@ -108,7 +108,7 @@ def test_tokens_are_told_beyond_what_the_model_reads(shared: Installation) -> No
 
 
 def test_more_text_than_is_tokenized_at_a_time_is_refused(shared: Installation) -> None:
-    answer = shared.request("POST", "/tokenize", json={"inputs": ["a" * 150_000, "b" * 50_001]})
+    answer = shared.request("POST", "/tokenize", json={"inputs": ["a" * 50_000, "b" * 50_001]})
     assert (answer.status_code, answer.json()["code"], answer.json()["param"]) == (422, "input_too_long", "inputs")
 
 
