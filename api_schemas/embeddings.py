@@ -16,7 +16,8 @@ MAX_TEXT_CHARACTERS = 1_000_000
 Given = str | list[float]
 
 
-def _text(value: Any, name: str) -> str:
+def text_in(value: Any, name: str) -> str:
+    """A text. Raises PydanticCustomError for what is none, is empty or is too long."""
     if not isinstance(value, str):
         raise PydanticCustomError("invalid_type", "{name} must be a string", {"name": name})
     if not value:
@@ -40,9 +41,10 @@ def _refuse_too_many(value: list[Any], name: str, noun: str) -> None:
         )
 
 
-def _texts(value: Any, name: str) -> list[str]:
+def texts_in(value: Any, name: str) -> list[str]:
+    """The texts of a list. Raises PydanticCustomError, which names what is wrong with them."""
     if not isinstance(value, list):
-        kinds = "a string or a list of strings" if name == "input" else "a list of strings"
+        kinds = "a string or a list of strings" if name in ("input", "inputs") else "a list of strings"
         raise PydanticCustomError("invalid_type", "{name} must be {kinds}", {"name": name, "kinds": kinds})
     if not value:
         raise PydanticCustomError("empty_input", "{name} is an empty list; send at least one text", {"name": name})
@@ -53,24 +55,24 @@ def _texts(value: Any, name: str) -> list[str]:
             "{name} holds token ids; encoders here have their own tokenizers, so send the texts themselves",
             {"name": name},
         )
-    return [_text(item, f"{name}.{index}") for index, item in enumerate(value)]
+    return [text_in(item, f"{name}.{index}") for index, item in enumerate(value)]
 
 
 def _one_or_more(value: Any, name: str) -> list[str] | list[list[float]]:
     if isinstance(value, str):
-        return [_text(value, name)]
+        return [text_in(value, name)]
     return [_vector(value, name)] if type(_first(value)) in (int, float) else _list(value, name)
 
 
 def _list(value: Any, name: str) -> list[str] | list[list[float]]:
     if not isinstance(_first(value), list):
-        return _texts(value, name)
+        return texts_in(value, name)
     _refuse_too_many(value, name, "vectors")
     return [_vector(item, f"{name}.{index}") for index, item in enumerate(value)]
 
 
 def _input(value: Any, name: str) -> Given:
-    return _vector(value, name) if isinstance(value, list) else _text(value, name)
+    return _vector(value, name) if isinstance(value, list) else text_in(value, name)
 
 
 def _first(value: Any) -> Any:
@@ -109,7 +111,7 @@ class EmbeddingRequest(RequestModel):
     model: str = Field(description="A base model's name or a tuned model's id.")
     input: EmbeddingInput = Field(description=f"One text, or up to {MAX_INPUTS}; for an adapter, vectors.")
     encoding_format: Literal["float", "base64"] = Field(
-        default="float", description="base64: little-endian float32, a quarter of the bytes."
+        default="float", description="base64: little-endian float32, a third of the bytes."
     )
     dimensions: int | None = Field(
         default=None, ge=1, description="Keep the first so many dimensions and normalise again."

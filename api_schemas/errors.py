@@ -46,7 +46,7 @@ ERROR_CODES: dict[str, ErrorKind] = {
     "out_of_range": ErrorKind(400, _REQUEST, "A number or a length is outside its bounds; they are given."),
     "invalid_character": ErrorKind(400, _REQUEST, "A name holds a character it must not."),
     "too_many_inputs": ErrorKind(400, _REQUEST, "More inputs than one request may hold."),
-    "input_too_long": ErrorKind(400, _REQUEST, "A text is longer than one request may hold."),
+    "input_too_long": ErrorKind(400, _REQUEST, "A text is longer than a request may hold, or than the model reads."),
     "empty_input": ErrorKind(400, _REQUEST, "There is nothing to embed."),
     "token_input_unsupported": ErrorKind(400, _REQUEST, "Token arrays are not accepted; send the texts."),
     "wrong_input": ErrorKind(400, _REQUEST, "The model reads texts and vectors came, or the other way round."),

@@ -43,7 +43,6 @@ class Outcome:
     latencies: list[float] = field(default_factory=list)  # of answered requests, seconds
     statuses: dict[str, int] = field(default_factory=dict)
     broken: int = 0  # no answer at all
-    models: list[str] = field(default_factory=list)  # that answered, if they say so
 
     @property
     def rate(self) -> float:
@@ -131,7 +130,7 @@ class _Clients:
         body = self._body()
         began = time.perf_counter()
         try:
-            status, answer = await connection.post(self._load.path, body, self._load.key)
+            status = await connection.post(self._load.path, body, self._load.key)
         except (OSError, asyncio.IncompleteReadError):
             connection.close()
             self.outcome.broken += 1
@@ -163,8 +162,8 @@ class _Connection:
         self._port = port
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
-    async def post(self, path: str, body: bytes, key: str) -> tuple[int, bytes]:
-        """Status and body. Raises OSError, asyncio.IncompleteReadError."""
+    async def post(self, path: str, body: bytes, key: str) -> int:
+        """The status; the body is read. Raises OSError, asyncio.IncompleteReadError."""
         if self._streams is None:
             self._streams = await asyncio.open_connection("127.0.0.1", self._port, limit=2**26)
         reader, writer = self._streams
@@ -175,10 +174,10 @@ class _Connection:
         writer.write(head.encode() + body)
         answer = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
         length = int(answer.split("content-length:", 1)[1].split("\r\n", 1)[0])
-        content = await reader.readexactly(length)
+        await reader.readexactly(length)
         if "connection: close" in answer:
             self.close()
-        return int(answer.split(" ", 2)[1]), content
+        return int(answer.split(" ", 2)[1])
 
     def close(self) -> None:
         if self._streams is not None:

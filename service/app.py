@@ -82,9 +82,11 @@ def _routers(state: ServiceState) -> list[tuple[APIRouter, bool]]:
         resources = (files, uploads, jobs, job_events, models)
         routers += [(resource.router, True) for resource in resources]
     if state.inference is not None:
-        from service.routes import embeddings, similarity
+        from service.routes import embeddings, similarity, tei
 
-        routers += [(embeddings.router, True), (similarity.router, True)]
+        routers += [(embeddings.router, True), (similarity.router, True), (tei.health_router, False)]
+        # Last, as `/tei/{model:path}` takes all that is below it.
+        routers.append((tei.router, True))
     return routers
 
 

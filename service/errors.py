@@ -72,11 +72,13 @@ def install_error_handlers(app: FastAPI) -> None:
 
 def error_response(error: LikenessError, request_id: str | None) -> Response:
     """The answer to `error`. Pure ASCII, so that no text of a stranger can keep it from being sent."""
-    headers = dict(error.headers)
-    if error.code in _PERMANENT:
-        headers.setdefault("x-should-retry", "false")
     body = json.dumps(error.body(request_id)).encode("ascii")
-    return Response(body, error.status, headers, media_type="application/json")
+    return Response(body, error.status, headers_of(error), media_type="application/json")
+
+
+def headers_of(error: LikenessError) -> dict[str, str]:
+    """The headers of the answer to `error`: its own, and whether to send the request again."""
+    return {"x-should-retry": "false", **error.headers} if error.code in _PERMANENT else dict(error.headers)
 
 
 def shutting_down() -> LikenessError:
@@ -102,11 +104,15 @@ async def _answer_refusal(request: Request, error: Exception) -> Response:
 
 async def _answer_validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101  what it is registered for
+    return _answer(request, validation_refusal(request, error))
+
+
+def validation_refusal(request: Request, error: RequestValidationError) -> LikenessError:
+    """What is wrong with the part of a request, such as its body, in which something was found first."""
     errors = error.errors()
     source = errors[0]["loc"][0]
     here = [{**found, "loc": found["loc"][1:]} for found in errors if found["loc"][0] == source]
-    refusal = explain(here, _body_type(request) if source == "body" else Any)
-    return _answer(request, refusal)
+    return explain(here, _body_type(request) if source == "body" else Any)
 
 
 async def _answer_http(request: Request, error: Exception) -> Response:
@@ -120,10 +126,15 @@ async def _answer_http(request: Request, error: Exception) -> Response:
 
 
 async def answer_away(request: Request, error: Exception) -> Response:
+    return _answer(request, away_refusal(error))
+
+
+def away_refusal(error: Exception) -> LikenessError:
+    """What is told while the database or the queue is away; the log has why."""
     # Not the whole text: SQLAlchemy's holds the statement and its parameters, which are somebody's data.
     log.warning("backend_away", error=type(error).__name__, reason=str(getattr(error, "orig", "")) or None)
     message = "The database or the queue can't be reached; try again in a moment."
-    return _answer(request, LikenessError("service_unavailable", message, headers=_RETRY_AFTER))
+    return LikenessError("service_unavailable", message, headers=_RETRY_AFTER)
 
 
 async def _answer_nobody(request: Request, _error: Exception) -> Response:

@@ -1,4 +1,4 @@
-"""Who is asking: the bearer key that every route under /v1 wants."""
+"""Who is asking: the bearer key that every route under /v1 wants, and those of text-embeddings-inference."""
 
 from typing import Annotated, NamedTuple
 
@@ -13,7 +13,9 @@ from service.errors import BACKEND_AWAY, answer_away, error_response
 from storage import teams
 from storage.database import Database
 
-_PROTECTED = "/v1"
+_PROTECTED_TREES = ("/v1", "/tei")
+#: Those of text-embeddings-inference, which has them at the root. Its /health is open, as /healthz is.
+_PROTECTED_PATHS = frozenset({"/", "/embed", "/similarity", "/tokenize", "/info"})
 
 
 class Caller(NamedTuple):
@@ -24,7 +26,7 @@ class Caller(NamedTuple):
 
 
 class KeyGate:
-    """ASGI middleware: lets nothing into /v1 without a valid key, not even to read a body or to learn a 404."""
+    """ASGI middleware: lets nothing in there without a valid key, not even to read a body or to learn a 404."""
 
     def __init__(self, app: ASGIApp, database: Database) -> None:
         self.app = app
@@ -32,7 +34,7 @@ class KeyGate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run one request with its caller known, or answer 401."""
-        if scope["type"] != "http" or not _is_protected(scope["path"]):
+        if scope["type"] != "http" or not is_protected(scope["path"]):
             await self.app(scope, receive, send)
             return
         try:
@@ -74,8 +76,9 @@ def caller_of(request: Request) -> Caller:
 CallerDep = Annotated[Caller, Depends(caller_of)]
 
 
-def _is_protected(path: str) -> bool:
-    return path == _PROTECTED or path.startswith(f"{_PROTECTED}/")
+def is_protected(path: str) -> bool:
+    """Whether a path wants a key, whatever the method and whether or not there is such a route."""
+    return path in _PROTECTED_PATHS or any(path == tree or path.startswith(f"{tree}/") for tree in _PROTECTED_TREES)
 
 
 def _no_valid_key() -> LikenessError:

@@ -142,9 +142,13 @@ def _of_engine(engine: InferenceEngine) -> Iterator[Metric]:
     yield _by("likeness_vector_cache", "Texts by whether their vector was known", "found",
               {"known": cache.hits, "computed": cache.misses})  # fmt: skip
     yield _one("likeness_vector_cache_bytes", "Memory of known vectors", cache.bytes)
-    yield _by("likeness_models", "Models loaded and dropped so far", "what", {"loaded": pool.loads, "dropped": pool.drops})
+    yield _by(
+        "likeness_models", "Models loaded and dropped so far", "what", {"loaded": pool.loads, "dropped": pool.drops}
+    )
     loaded = list(pool.loaded())
-    yield _by("likeness_model_bytes", "Memory of a model's weights", "model", {each.name: each.size_bytes for each in loaded})
+    yield _by(
+        "likeness_model_bytes", "Memory of a model's weights", "model", {each.name: each.size_bytes for each in loaded}
+    )
     modes = Metric("likeness_model_mode", "The mode of a model's passes over one text, and over several", "unknown")
     padding = Metric("likeness_padding", "Share of a model's operations that padding took", "unknown")
     for each in loaded:

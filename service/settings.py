@@ -44,6 +44,10 @@ class ServiceSettings(StorageSettings):
         ge=0,
         description="How much memory vectors of texts that were embedded before may take; 0 keeps none.",
     )
+    default_model: str = Field(
+        default="sentence-transformers/all-MiniLM-L6-v2",
+        description="The model of the routes that clients of text-embeddings-inference use, which name none.",
+    )
     tokens_per_batch: int = Field(default=4096, ge=1, description="Tokens that one forward pass may hold.")
     queued_tokens: int = Field(
         default=1_000_000,

@@ -8,6 +8,7 @@ import pytest
 
 from api_schemas.errors import ERROR_CODES, LikenessError
 from api_schemas.methods import Method, ModelOptions, ScratchOptions
+from api_schemas.similarity import SimilarityRequest
 from docs import generate
 from tests.markdown import PAGES, ROOT, code_blocks, inline_code, relative_links
 from workers.data.validation import validate
@@ -35,6 +36,11 @@ def test_the_model_options_shown_are_accepted() -> None:
     scratch, lora = (ModelOptions(**json.loads(shown)) for shown in code_blocks(ROOT / "docs" / "encoders.md", "json"))
     assert lora.train == "lora"
     assert scratch.scratch == ScratchOptions(), "what is shown is what there is without it"
+
+
+def test_the_comparisons_shown_are_accepted() -> None:
+    shown = [SimilarityRequest(**json.loads(body)) for body in code_blocks(ROOT / "docs" / "serving.md", "json")]
+    assert [request.metric for request in shown] == ["cosine", "cosine", "cosine", "dot"]
 
 
 def test_the_formats_shown_are_accepted(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ class Lanes:
         while (asked := self._passes.get()) is not None:
             try:
                 asked.run()
-            except BaseException as error:  # whatever a thread dies of, another takes its place
+            except BaseException as error:  # noqa: BLE001 — whatever a thread dies of, another takes its place
                 self._replace(f"died of {type(error).__name__}")
                 return
             if asked.is_given_up:  # another has this one's place

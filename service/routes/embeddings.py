@@ -1,17 +1,17 @@
 """/v1/embeddings: texts, or vectors for an adapter, in; unit vectors out."""
 
-import base64
+import asyncio
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
-from fastapi import APIRouter, Depends, Request
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter, Depends, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from api_schemas.embeddings import EmbeddingRequest, EmbeddingResponse, EmbeddingUsage, Given
 from api_schemas.errors import LikenessError
+from service.embedding_json import embedding_response_body
 from service.inference.engine import Embedded, InferenceEngine
 from service.keys import CallerDep
 from service.model_names import NamedModel, find_model
@@ -34,26 +34,19 @@ EngineDep = Annotated[InferenceEngine, Depends(engine_of)]
 @router.post("", response_model=EmbeddingResponse)
 async def create_embeddings(
     request: EmbeddingRequest, http: Request, caller: CallerDep, state: StateDep, engine: EngineDep
-) -> JSONResponse:
+) -> Response:
     """Embed texts, or vectors with an adapter. What comes out has length 1: dot products are cosine similarities."""
     model = await run_in_threadpool(resolve_model, state, caller.team_id, request.model)
-    _check_dimensions(request.dimensions, model)
+    check_dimensions(request.dimensions, model)
     prompts = [request.input_type] * len(request.input)
     embedding = embed(engine, model, request.input, _names(request.input), prompts)
     embedded = await while_client_waits(http, embedding)
     vectors = shorten(embedded.vectors, request.dimensions)
-    # Written without pydantic: it would copy a request's million floats one by one.
-    return JSONResponse(
-        {
-            "object": "list",
-            "data": [
-                {"object": "embedding", "index": index, "embedding": encoded}
-                for index, encoded in enumerate(_encode(vectors, request.encoding_format))
-            ],
-            "model": request.model,
-            "usage": usage_of(embedded).model_dump(),
-        }
+    # Without pydantic, which would copy a request's million floats one by one, and off the event loop.
+    body = await asyncio.to_thread(
+        embedding_response_body, vectors, request.encoding_format, model=request.model, usage=usage_of(embedded)
     )
+    return Response(body, media_type="application/json")
 
 
 def resolve_model(state: ServiceState, team_id: str, name: str) -> NamedModel:
@@ -130,18 +123,11 @@ def usage_of(embedded: Embedded) -> EmbeddingUsage:
     return EmbeddingUsage(prompt_tokens=embedded.tokens, total_tokens=embedded.tokens, truncated=embedded.truncated)
 
 
-def _check_dimensions(dimensions: int | None, model: NamedModel) -> None:
+def check_dimensions(dimensions: int | None, model: NamedModel) -> None:
+    """Raise LikenessError `out_of_range` for more dimensions than the model's vectors have."""
     if dimensions is not None and model.dimension is not None and dimensions > model.dimension:
         raise LikenessError(
             "out_of_range",
             f"'dimensions' must be at most {model.dimension}, the length of {model.name}'s vectors.",
             param="dimensions",
         )
-
-
-def _encode(vectors: npt.NDArray[np.float32], encoding_format: str) -> list[Any]:
-    if encoding_format == "float":
-        floats: list[Any] = vectors.tolist()
-        return floats
-    little_endian = np.ascontiguousarray(vectors, dtype="<f4")
-    return [base64.b64encode(row.tobytes()).decode("ascii") for row in little_endian]

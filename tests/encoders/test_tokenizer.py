@@ -43,6 +43,23 @@ def test_half_a_surrogate_pair_is_read_as_a_question_mark(minilm: TextEncoder) -
     assert broken.ids.tolist() == question.ids.tolist()
 
 
+def test_tokens_know_their_place_in_the_text(minilm: TextEncoder) -> None:
+    text = "Wörter, 世界 unbelievably"
+    (framed,) = minilm.tokenizer.tokens([text])
+    assert [token.id for token in framed] == minilm.tokenize([text])[0].ids.tolist()
+    assert [token.text for token in framed if token.special] == ["[CLS]", "[SEP]"]
+    assert {(token.start, token.stop) for token in framed if token.special} == {(None, None)}
+    (bare,) = minilm.tokenizer.tokens([text], add_special_tokens=False)
+    assert bare == framed[1:-1]
+    assert "".join(token.text for token in bare) == text.replace(" ", "")
+    assert all(text.encode()[token.start : token.stop].decode() == token.text for token in bare)
+
+
+def test_tokens_are_not_cut(minilm: TextEncoder) -> None:
+    short, long = minilm.tokenizer.tokens(["word", "word " * 300])
+    assert (len(short), len(long)) == (3, 302)
+
+
 def test_tokens_that_continue_a_word_are_known(minilm):
     (tokenized,) = minilm.tokenize(["unbelievably tokenized words"])
     continues = minilm.tokenizer.continues()

@@ -8,7 +8,7 @@ from pydantic import SecretStr
 from redis import Redis
 
 from service.settings import ServiceSettings
-from tests.installation import PAIRS, Installation, environment_of, own_database, running_installation
+from tests.installation import PAIRS, TINY, Installation, environment_of, own_database, running_installation
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +24,7 @@ def shared(
             redis_url=SecretStr(servers[1]),
             data_dir=tmp_path_factory.mktemp("data"),
             base_models_dir=base_models_dir,
+            default_model=TINY,
             drain_seconds=2,
             unready_seconds=0,
             database_seconds=10,

@@ -29,9 +29,7 @@ def passes() -> list[int]:
 
 
 @pytest.fixture
-def run(
-    database: Database, base_models_dir: Path, tmp_path: Path, passes: list[int]
-) -> Callable[..., None]:
+def run(database: Database, base_models_dir: Path, tmp_path: Path, passes: list[int]) -> Callable[..., None]:
     def run(use: Callable[[InferenceEngine], Awaitable[None]], **settings: Any) -> None:
         async def within() -> None:
             given = ServiceSettings(base_models_dir=base_models_dir, mode="torch-fp32", **settings)

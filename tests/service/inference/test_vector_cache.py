@@ -31,7 +31,14 @@ def test_a_kept_vector_does_not_hold_the_rest_of_its_request() -> None:
 
 
 def test_keys_differ_by_version_prompt_and_text() -> None:
-    triples = [("m", None, "ab"), ("m", "", "ab"), ("m", "a", "b"), ("ma", None, "b"), ("m", None, "ab "), ("n", None, "ab")]
+    triples = [
+        ("m", None, "ab"),
+        ("m", "", "ab"),
+        ("m", "a", "b"),
+        ("ma", None, "b"),
+        ("m", None, "ab "),
+        ("n", None, "ab"),
+    ]
     assert len({key_of(*triple) for triple in triples}) == len(triples)
 
 
