@@ -18,7 +18,7 @@ class SimilarityRequest(RequestModel):
     A model with prompts has the query behind its prompt `query` and the documents behind its prompt `document`.
     """
 
-    model: str = Field(description="A base model's name or a tuned model's id.")
+    model: str = Field(description="A base model's name, a tuned model's id, or an alias.")
     pairs: Annotated[list[InputPair], Field(min_length=1, max_length=MAX_PAIRS)] | None = Field(
         default=None, description="Pairs of texts; one score each, in order."
     )
@@ -58,5 +58,6 @@ class SimilarityResponse(ResponseModel):
 
     object: Literal["list"] = "list"
     data: list[SimilarityScore]
-    model: str
+    model: str = Field(description="As the request names it.")
+    model_version: str = Field(description="The model that answered, which may be what an alias stands for.")
     usage: EmbeddingUsage

@@ -7,6 +7,7 @@ from anyio import CapacityLimiter
 from fastapi import Depends, Request
 from redis import Redis
 
+from service.catalogue import Catalogue
 from service.dispatcher import Dispatcher
 from service.drain import Drain
 from service.settings import ServiceSettings
@@ -26,6 +27,7 @@ class ServiceState:
     database: Database
     redis: Redis
     artifacts: ArtifactStore
+    catalogue: Catalogue
     dispatcher: Dispatcher
     drain: Drain
     #: Threads that may look for news of followed jobs at a time: few, so that all others are left for requests.

@@ -8,15 +8,14 @@ import numpy as np
 import numpy.typing as npt
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
-from starlette.concurrency import run_in_threadpool
 
 from api_schemas.embeddings import EmbeddingRequest, EmbeddingResponse, EmbeddingUsage, Given
 from api_schemas.errors import LikenessError
 from service.inference.engine import Embedded, InferenceEngine
 from service.keys import CallerDep
-from service.model_names import NamedModel, find_model
+from service.model_names import NamedModel
 from service.presence import while_client_waits
-from service.state import ServiceState, StateDep
+from service.state import StateDep
 from service.strict_route import StrictRoute
 
 router = APIRouter(prefix="/v1/embeddings", tags=["inference"], route_class=StrictRoute)
@@ -36,7 +35,7 @@ async def create_embeddings(
     request: EmbeddingRequest, http: Request, caller: CallerDep, state: StateDep, engine: EngineDep
 ) -> JSONResponse:
     """Embed texts, or vectors with an adapter. What comes out has length 1: dot products are cosine similarities."""
-    model = await run_in_threadpool(resolve_model, state, caller.team_id, request.model)
+    model = await state.catalogue.model(caller.team_id, request.model)
     _check_dimensions(request.dimensions, model)
     prompts = [request.input_type] * len(request.input)
     embedding = embed(engine, model, request.input, _names(request.input), prompts)
@@ -51,15 +50,10 @@ async def create_embeddings(
                 for index, encoded in enumerate(_encode(vectors, request.encoding_format))
             ],
             "model": request.model,
+            "model_version": model.name,
             "usage": usage_of(embedded).model_dump(),
         }
     )
-
-
-def resolve_model(state: ServiceState, team_id: str, name: str) -> NamedModel:
-    """The model a request names. Raises LikenessError `model_not_found`."""
-    with state.database.session(team_id) as session:
-        return find_model(session, state.settings, name)
 
 
 async def embed(

@@ -4,12 +4,13 @@ import re
 
 from fastapi import APIRouter, Response
 from fastapi.responses import StreamingResponse
+from sqlalchemy.orm import Session
 
 from api_schemas.errors import LikenessError
 from api_schemas.models import Model
 from api_schemas.pages import Deleted, Page
 from service.keys import Caller, CallerDep
-from service.model_names import NamedModel, base_models, find_model
+from service.model_names import NamedModel, base_models, find_model_itself, model_not_found
 from service.routes.paging import page_of
 from service.state import ServiceState, StateDep
 from service.strict_route import StrictRoute
@@ -67,17 +68,19 @@ def get_model(model: str, caller: CallerDep, state: StateDep) -> Model:
         row = models.find(session, model)
         if row is not None:
             return _tuned(row)
-        return _base(find_model(session, state.settings, model))
+        return _base(_base_model(session, state, model))
 
 
 @router.delete("/{model:path}")
 def delete_model(model: str, caller: CallerDep, state: StateDep) -> Deleted:
-    """Delete a tuned model, unless a job trains it further. Base models belong to the installation and stay.
+    """Delete a tuned model, unless a job trains it further or an alias stands for it.
 
-    Nobody finds it from now on; its files are removed some minutes later, when no request can be reading them.
+    Nobody finds it from now on; its files are removed some minutes later, when no request can be reading them. Base
+    models belong to the installation and stay.
     """
     with state.database.session(caller.team_id) as session:
         models.delete(session, model)
+    state.catalogue.forget()
     return Deleted(id=model, object="model")
 
 
@@ -87,12 +90,20 @@ def _tuned_model(model: str, caller: Caller, state: ServiceState) -> tables.Mode
         row = models.find(session, model)
         if row is not None:
             return row
-        find_model(session, state.settings, model)
+        _base_model(session, state, model)
     raise LikenessError(
         "model_not_found",
         f"{model!r} is a base model, which this service did not make; it has cards and downloads of tuned models.",
         param="model",
     )
+
+
+def _base_model(session: Session, state: ServiceState, model: str) -> NamedModel:
+    """A base model by name. Raises LikenessError `model_not_found`, also for an alias, which is no model itself."""
+    found = find_model_itself(session, state.settings, model)
+    if found is None:
+        raise model_not_found(model)
+    return found
 
 
 def _base(base: NamedModel) -> Model:

@@ -5,14 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 from fastapi import APIRouter, Request
-from starlette.concurrency import run_in_threadpool
 
 from api_schemas.embeddings import Given
 from api_schemas.similarity import SimilarityRequest, SimilarityResponse, SimilarityScore
 from service.keys import CallerDep
 from service.model_names import NamedModel
 from service.presence import while_client_waits
-from service.routes.embeddings import EngineDep, embed, resolve_model, usage_of
+from service.routes.embeddings import EngineDep, embed, usage_of
 from service.state import StateDep
 from service.strict_route import StrictRoute
 
@@ -24,11 +23,11 @@ async def compare(
     request: SimilarityRequest, http: Request, caller: CallerDep, state: StateDep, engine: EngineDep
 ) -> SimilarityResponse:
     """Cosine similarity of pairs of texts, or of a query and documents, the nearest first."""
-    model = await run_in_threadpool(resolve_model, state, caller.team_id, request.model)
+    model = await state.catalogue.model(caller.team_id, request.model)
     inputs, names = _inputs(request)
     embedded = await while_client_waits(http, embed(engine, model, inputs, names, _prompts(request, model, names)))
     scores = _scores_of_pairs(embedded.vectors) if request.pairs else _ranked(embedded.vectors, request.top_k)
-    return SimilarityResponse(data=scores, model=request.model, usage=usage_of(embedded))
+    return SimilarityResponse(data=scores, model=request.model, model_version=model.name, usage=usage_of(embedded))
 
 
 def _inputs(request: SimilarityRequest) -> tuple[list[Given], list[str]]:
