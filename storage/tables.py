@@ -276,7 +276,7 @@ class Model(TeamOwned, Base):
 
 
 class Alias(TeamOwned, Base):
-    """A name that the team gives to a model. PostgreSQL tells who listens of its changes, as of those of keys and models."""
+    """A name that the team gives to a model. PostgreSQL tells of its changes, as of those of keys and models."""
 
     __tablename__ = "aliases"
 

@@ -71,9 +71,9 @@ def test_every_change_of_a_key_a_model_and_an_alias_is_heard(database: Database,
 
 
 def test_what_is_not_committed_is_not_heard(database: Database, ear: Ear) -> None:
-    with pytest.raises(ZeroDivisionError), database.session(TEAM) as session:
+    with database.session(TEAM) as session:
         teams.create_key(session, "laptop")
-        raise ZeroDivisionError
+        session.rollback()
     assert not ear.heard()
 
 
