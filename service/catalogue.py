@@ -31,8 +31,10 @@ log = structlog.get_logger(__name__)
 #: How long what is remembered counts after a proof was asked for: so old it may be at the most.
 TRUST_SECONDS = 3.0
 _PROOF_EVERY_SECONDS = 1.0
-#: How soon to connect again, and to notice that the thread is to end.
-_PAUSE_SECONDS = 0.25
+#: How soon to connect again.
+_PAUSE_SECONDS = 1.0
+#: How soon to notice that the thread is to end.
+_LOOK_EVERY_SECONDS = 0.25
 _MOST_REMEMBERED = 10_000
 _DEAF: tuple[type[Exception], ...] = (*BACKEND_AWAY, UnheardError)
 
@@ -46,6 +48,7 @@ class Catalogue:
         self._callers: Remembered[str, Caller] = Remembered(_MOST_REMEMBERED)
         self._models: Remembered[tuple[str, str], NamedModel] = Remembered(_MOST_REMEMBERED)
         self._trusted_until = -math.inf
+        self._is_deaf = False
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="catalogue", daemon=True)
         self.hits = 0
@@ -118,20 +121,27 @@ class Catalogue:
             try:
                 self._listen()
             except _DEAF as error:
-                log.warning("names_not_remembered", reason=str(error).partition("\n")[0])
+                self._warn(str(error).partition("\n")[0])
             except Exception:  # the edge of a thread that has to live as long as the process
                 log.exception("listening_failed")
             self._closed.wait(_PAUSE_SECONDS)
 
+    def _warn(self, reason: str) -> None:
+        """Say once that nothing is remembered, until it is again."""
+        if not self._is_deaf:
+            log.warning("names_not_remembered", reason=reason)
+        self._is_deaf = True
+
     def _listen(self) -> None:
         changes = NameChanges(self._database, on_change=self.forget)
         try:
-            # What was read before may have changed while nobody listened.
+            changes.prove()
+            # What was read before may have changed while nobody listened, or told.
             self.forget()
             while not self._closed.is_set():
                 asked_at = time.monotonic()
                 changes.prove()
-                self._trusted_until = asked_at + TRUST_SECONDS
+                self._trusted_until, self._is_deaf = asked_at + TRUST_SECONDS, False
                 self._hear_until(changes, asked_at + _PROOF_EVERY_SECONDS)
         finally:
             self._trusted_until = -math.inf
@@ -139,4 +149,4 @@ class Catalogue:
 
     def _hear_until(self, changes: NameChanges, end: float) -> None:
         while (left := end - time.monotonic()) > 0 and not self._closed.is_set():
-            changes.hear(min(left, _PAUSE_SECONDS))
+            changes.hear(min(left, _LOOK_EVERY_SECONDS))

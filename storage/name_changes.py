@@ -17,11 +17,17 @@ from storage.database import Database
 
 _CHANNEL = "likeness_names"
 _ANSWER_SECONDS = 2.0
-_NOTIFY = text("SELECT pg_notify(:channel, :payload)")
+# Nothing is told by a schema without the triggers, which an older version has made or is about to.
+_NOTIFY = text(
+    "SELECT pg_notify(:channel, :word) FROM (SELECT count(*) AS tables FROM pg_trigger "
+    "WHERE tgname = 'tell_names_changed' AND tgenabled IN ('O', 'A') "
+    "AND tgrelid IN (to_regclass('models'), to_regclass('api_keys'), to_regclass('aliases'))) AS telling "
+    "WHERE tables = 3"
+)
 
 
 class UnheardError(Exception):
-    """A connection that listens did not get its own word: a pooler in between may have given it to somebody else."""
+    """A change would not be heard, though the server answers."""
 
 
 class NameChanges:
@@ -47,20 +53,21 @@ class NameChanges:
         """Return once all changes that were committed before the call have been heard.
 
         It is the server that keeps the order: a word to oneself comes after them. Raises UnheardError if it doesn't
-        come.
+        come, as through a pooler that gives the connection to others in between, or if the schema tells nothing.
         """
         word = secrets.token_hex(8)
         deadline = time.monotonic() + _ANSWER_SECONDS
-        self._connection.execute(_NOTIFY, {"channel": self._own_channel, "payload": word})
+        if self._connection.execute(_NOTIFY, {"channel": self._own_channel, "word": word}).first() is None:
+            raise UnheardError("the tables don't tell of their changes: run `likeness migrate`")
         while word not in self.hear(max(0.0, deadline - time.monotonic())):
             if time.monotonic() >= deadline:
-                raise UnheardError(f"a notification did not come within {_ANSWER_SECONDS:g} s")
+                raise UnheardError(f"a notification did not come within {_ANSWER_SECONDS:g} s: is there a pooler?")
 
     def hear(self, seconds: float) -> list[str]:
         """Listen until something is heard, but for no longer than `seconds`. Returns one's own words."""
         try:
             heard = list(self._driver.notifies(timeout=seconds, stop_after=1))
-        except psycopg.OperationalError as error:
+        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
             raise OperationalError(None, None, error) from error
         if any(notification.channel == _CHANNEL for notification in heard):
             self._on_change()

@@ -42,6 +42,12 @@ def test_an_alias_is_made_shown_listed_and_deleted(shared: Installation) -> None
         assert refusal(shared.request(method, "/v1/aliases/made")) == (404, "not_found", None)
 
 
+def test_the_openai_client_makes_one_as_the_readme_says(shared: Installation) -> None:
+    made = shared.openai.put("/aliases/search", body={"model": TINY}, cast_to=object)
+    assert made == shared.request("GET", "/v1/aliases/search").json()
+    shared.request("DELETE", "/v1/aliases/search")
+
+
 def test_aliases_are_listed_a_page_at_a_time(shared: Installation) -> None:
     for name in ("page.b", "page.c", "page.a"):
         put(shared, name, TINY)

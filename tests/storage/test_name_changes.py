@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from storage import aliases, models, name_changes, teams
@@ -84,6 +85,20 @@ def test_a_word_that_goes_to_nobody_is_no_proof(ear: Ear, monkeypatch: pytest.Mo
 
     with pytest.raises(UnheardError):
         ear.changes.prove()
+
+
+def test_a_schema_that_tells_nothing_is_no_proof(database: Database, ear: Ear) -> None:
+    with database.session_across_teams() as session:
+        session.execute(text("ALTER TABLE api_keys DISABLE TRIGGER tell_names_changed"))
+    with pytest.raises(UnheardError, match="likeness migrate"):
+        ear.changes.prove()
+
+
+def test_a_database_without_tables_is_no_proof(empty: Database) -> None:
+    ear = Ear(empty)
+    with pytest.raises(UnheardError, match="likeness migrate"):
+        ear.changes.prove()
+    ear.changes.close()
 
 
 @pytest.mark.parametrize("away", [PostgresProxy.refuse, PostgresProxy.fall_silent])
