@@ -26,6 +26,7 @@ from storage.tables import ApiKey
 from tests.installation import PAIRS, TINY, Installation, running_installation
 from tests.processes import until
 from tests.proxies import PostgresProxy, running
+from tests.service.api_process import api_process
 from tests.service.asking import is_refused, send
 from tests.service.edge_server import Answer
 
@@ -111,6 +112,19 @@ def test_a_revoked_key_is_refused_by_every_process_within_moments(shared: Instal
     warm(shared)  # others' keys hold
 
 
+def test_a_process_of_its_own_refuses_a_revoked_key_within_moments(settings: ServiceSettings) -> None:
+    with api_process(settings) as process:
+        with process.api.database.session(TEAM) as session:
+            row, key = teams.create_key(session, "short-lived")
+        holder = replace(process.api, key=key)
+        assert {send(holder, "GET", "/v1/models").status for _ in range(3)} == {200}
+        with process.api.database.session(TEAM) as session:
+            teams.revoke_key(session, row.id)
+        with within_trust():
+            until(lambda: send(holder, "GET", "/v1/models").status == 401)
+        assert send(process.api, "GET", "/v1/models").status == 200
+
+
 def test_an_alias_that_moves_is_followed_at_once_here_and_within_moments_elsewhere(
     shared: Installation, other: Installation, pairs_file: str
 ) -> None:
@@ -144,9 +158,10 @@ def test_what_changes_while_the_listener_is_away_is_heard_of(shared: Installatio
     with shared.database.session(TEAM) as session:
         assert session.scalars(text(end_listeners)).all()
         teams.revoke_key(session, row.id)
-    with within_trust():
-        until(lambda: embed(holder).status == 401)
+    until(lambda: not other.service.catalogue.is_trusted)
+    assert embed(holder).status == 401
     until(lambda: other.service.catalogue.is_trusted)
+    assert embed(holder).status == 401, "what was remembered before the listener was away counts again"
 
 
 @pytest.fixture
