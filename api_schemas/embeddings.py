@@ -108,7 +108,7 @@ EmbeddingInput = Annotated[
 class EmbeddingRequest(RequestModel):
     """Texts to embed with a model, or vectors to take through an adapter."""
 
-    model: str = Field(description="A base model's name or a tuned model's id.")
+    model: str = Field(description="A base model's name, a tuned model's id, or an alias.")
     input: EmbeddingInput = Field(description=f"One text, or up to {MAX_INPUTS}; for an adapter, vectors.")
     encoding_format: Literal["float", "base64"] = Field(
         default="float", description="base64: little-endian float32, a third of the bytes."
@@ -147,5 +147,6 @@ class EmbeddingResponse(ResponseModel):
 
     object: Literal["list"] = "list"
     data: list[Embedding]
-    model: str
+    model: str = Field(description="As the request names it.")
+    model_version: str = Field(description="The model that answered, which may be what an alias stands for.")
     usage: EmbeddingUsage

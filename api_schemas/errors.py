@@ -63,7 +63,7 @@ ERROR_CODES: dict[str, ErrorKind] = {
     "file_invalid": ErrorKind(400, _REQUEST, "The file failed validation; its object says where."),
     "file_not_validated": ErrorKind(409, _REQUEST, "The file is still being validated; ask again soon."),
     "file_in_use": ErrorKind(409, _REQUEST, "A job that has not ended reads this file."),
-    "model_in_use": ErrorKind(409, _REQUEST, "A job that has not ended trains this model further."),
+    "model_in_use": ErrorKind(409, _REQUEST, "A job that has not ended trains this model, or an alias names it."),
     "upload_size_mismatch": ErrorKind(400, _REQUEST, "An upload's parts hold more or fewer bytes than it declared."),
     "checksum_mismatch": ErrorKind(400, _REQUEST, "The bytes received are not those of the checksum sent."),
     "upload_already_ended": ErrorKind(409, _REQUEST, "The upload is completed or cancelled; nothing can change it."),

@@ -28,7 +28,7 @@ class OpenAIHyperparameters(RequestModel):
 class JobCreate(RequestModel):
     """A request to fine-tune `model` on `training_file`. Everything else has a default."""
 
-    model: str = Field(description="What to start from: a base model's name, or the id of a tuned model.")
+    model: str = Field(description="What to start from: a base model's name, the id of a tuned model, or an alias.")
     training_file: str = Field(description="Id of an uploaded file of training rows.")
     validation_file: str | None = Field(
         default=None,
@@ -100,7 +100,7 @@ class Job(ResponseModel):
     attempt: int = Field(
         description="Counts from 1; whoever goes on from the last checkpoint does so under the next number."
     )
-    model: str
+    model: str = Field(description="What it starts from; for an alias, the model that it stood for.")
     fine_tuned_model: str | None = None
     organization_id: str = Field(description="The team's id.")
     training_file: str

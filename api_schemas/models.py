@@ -10,6 +10,22 @@ from api_schemas.base import ResponseModel
 Reads = Literal["texts", "vectors"]
 
 
+class RefusedMode(ResponseModel):
+    """A way to compute that was tried and isn't used."""
+
+    mode: str
+    reason: str
+
+
+class ServingMode(ResponseModel):
+    """How the process that was asked computes a model's forward passes."""
+
+    single: str = Field(description="For one text: torch-fp32, torch-bf16 or onnxruntime-fp32.")
+    several: str = Field(description="For several.")
+    chosen: bool = Field(description="Whether all modes were tried; until then it is torch-fp32.")
+    refused: list[RefusedMode] = Field(default_factory=list)
+
+
 class Model(ResponseModel):
     """A model, in OpenAI's shape; the members after `owned_by` are ours."""
 
@@ -35,6 +51,9 @@ class Model(ResponseModel):
     damage: str | None = Field(
         default=None,
         description="What was found wrong with its stored files; it is not served until they are mended.",
+    )
+    mode: ServingMode | None = Field(
+        default=None, description="How it is computed; null where the process that was asked has it not in memory."
     )
     evaluation_split: str | None = Field(
         default=None, description="The id of the rows that its job's evaluation asked about."

@@ -22,7 +22,8 @@ class SimilarityRequest(RequestModel):
     """
 
     model: str | None = Field(
-        default=None, description="A base model's name or a tuned model's id. Without one, vectors are compared."
+        default=None,
+        description="A base model's name, a tuned model's id, or an alias. Without one, vectors are compared.",
     )
     pairs: Annotated[list[InputPair], Field(min_length=1, max_length=MAX_PAIRS)] | None = Field(
         default=None, description="Pairs of texts; one score each, in order."
@@ -101,6 +102,7 @@ class SimilarityUsage(ResponseModel):
     """What a comparison cost; the last line where an answer is lines of JSON."""
 
     model: str | None = Field(description="As the request has it; null for vectors that were compared as they are.")
+    model_version: str | None = Field(description="The model that answered, which may be what an alias stands for.")
     usage: EmbeddingUsage
 
 

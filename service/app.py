@@ -10,11 +10,13 @@ from fastapi_offline import FastAPIOffline
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from service.catalogue import Catalogue
 from service.dispatcher import Dispatcher
 from service.drain import Drain, DrainGate
 from service.errors import ERROR_RESPONSES, install_error_handlers
 from service.keys import KeyGate
-from service.routes import files, health, job_events, jobs, models, uploads
+from service.metrics import Metrics
+from service.routes import aliases, files, health, job_events, jobs, metrics, models, uploads
 from service.settings import ServiceSettings
 from service.state import ServiceState
 from service.telemetry import RequestTelemetry
@@ -48,7 +50,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         app.include_router(router, dependencies=[Security(HTTPBearer(auto_error=False))] if protected else None)
     install_error_handlers(app)
     # The last added is the outermost: a request gets its id first, then whether it comes in time, and then its caller.
-    app.add_middleware(KeyGate, database=state.database)
+    app.add_middleware(KeyGate, find_caller=state.catalogue.caller)
     app.add_middleware(DrainGate, drain=state.drain)
     app.add_middleware(RequestTelemetry)
     return app
@@ -64,6 +66,7 @@ def _build_state(settings: ServiceSettings) -> ServiceState:
         database=database,
         redis=redis,
         artifacts=ArtifactStore(settings.artifacts_dir),
+        catalogue=Catalogue(database, settings),
         dispatcher=Dispatcher(database, redis),
         drain=Drain(unready_seconds=settings.unready_seconds, drain_seconds=settings.drain_seconds),
     )
@@ -72,17 +75,19 @@ def _build_state(settings: ServiceSettings) -> ServiceState:
         from service.inference.engine import InferenceEngine
 
         state.inference = InferenceEngine(settings, ModelFolders(state.database, state.artifacts))
+    state.metrics = Metrics(state.inference, state.catalogue)
     return state
 
 
 def _routers(state: ServiceState) -> list[tuple[APIRouter, bool]]:
     """The routers of a role, and whether they want a key."""
-    routers: list[tuple[APIRouter, bool]] = [(health.router, False)]
+    routers: list[tuple[APIRouter, bool]] = [(health.router, False), (metrics.router, True)]
     if state.settings.role != "inference":
-        resources = (files, uploads, jobs, job_events, models)
+        resources = (files, uploads, jobs, job_events, models, aliases)
         routers += [(resource.router, True) for resource in resources]
     if state.inference is not None:
-        from service.routes import embeddings, similarity, tei
+        from service.metrics import Metrics
+from service.routes import embeddings, similarity, tei
 
         routers += [(embeddings.router, True), (similarity.router, True), (tei.health_router, False)]
         # Last, as `/tei/{model:path}` takes all that is below it.
@@ -93,9 +98,11 @@ def _routers(state: ServiceState) -> list[tuple[APIRouter, bool]]:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     state: ServiceState = app.state.service
+    state.catalogue.start()
     yield {}
     if state.inference is not None:
         state.inference.close()
     state.dispatcher.close()
+    state.catalogue.close()
     state.redis.close()
     state.database.dispose()

@@ -13,7 +13,12 @@ from service.json_numbers import json_rows
 
 
 def embedding_response_body(
-    vectors: npt.NDArray[np.float32], encoding_format: Literal["float", "base64"], *, model: str, usage: EmbeddingUsage
+    vectors: npt.NDArray[np.float32],
+    encoding_format: Literal["float", "base64"],
+    *,
+    model: str,
+    version: str,
+    usage: EmbeddingUsage,
 ) -> bytes:
     """The JSON of an api_schemas.embeddings.EmbeddingResponse for vectors (n, d) float32.
 
@@ -23,7 +28,7 @@ def embedding_response_body(
     data = b",".join(
         b'{"object":"embedding","index":%d,"embedding":%b}' % (index, row) for index, row in enumerate(rows)
     )
-    ending = {"model": model, "usage": usage.model_dump()}
+    ending = {"model": model, "model_version": version, "usage": usage.model_dump()}
     return b'{"object":"list","data":[%b],%b' % (data, json.dumps(ending, separators=(",", ":")).encode()[1:])
 
 

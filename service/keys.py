@@ -1,21 +1,20 @@
 """Who is asking: the bearer key that every route under /v1 wants, and those of text-embeddings-inference."""
 
+from collections.abc import Awaitable, Callable
 from typing import Annotated, NamedTuple
 
 import structlog
 from fastapi import Depends, Request
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api_schemas.errors import LikenessError
 from service.errors import BACKEND_AWAY, answer_away, error_response
 from storage import teams
-from storage.database import Database
 
 _PROTECTED_TREES = ("/v1", "/tei")
 #: Those of text-embeddings-inference, which has them at the root. Its /health is open, as /healthz is.
-_PROTECTED_PATHS = frozenset({"/", "/embed", "/similarity", "/tokenize", "/info"})
+_PROTECTED_PATHS = frozenset({"/", "/embed", "/similarity", "/tokenize", "/info", "/metrics"})
 
 
 class Caller(NamedTuple):
@@ -28,9 +27,10 @@ class Caller(NamedTuple):
 class KeyGate:
     """ASGI middleware: lets nothing in there without a valid key, not even to read a body or to learn a 404."""
 
-    def __init__(self, app: ASGIApp, database: Database) -> None:
+    def __init__(self, app: ASGIApp, find_caller: Callable[[str], Awaitable[Caller | None]]) -> None:
+        """find_caller: whose key it is; None if it is nobody's."""
         self.app = app
-        self._database = database
+        self._find_caller = find_caller
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run one request with its caller known, or answer 401."""
@@ -58,12 +58,7 @@ class KeyGate:
         # A key that fails its own checksum was never ours: no query for it.
         if scheme.lower() != "bearer" or not teams.is_well_formed(key):
             return None
-        return await run_in_threadpool(self._find, key)
-
-    def _find(self, key: str) -> Caller | None:
-        with self._database.session_across_teams() as session:
-            row = teams.find_key(session, key)
-            return Caller(row.team_id, row.id) if row else None
+        return await self._find_caller(key)
 
 
 def caller_of(request: Request) -> Caller:

@@ -7,8 +7,10 @@ from anyio import CapacityLimiter
 from fastapi import Depends, Request
 from redis import Redis
 
+from service.catalogue import Catalogue
 from service.dispatcher import Dispatcher
 from service.drain import Drain
+from service.metrics import Metrics
 from service.settings import ServiceSettings
 from storage.artifacts import ArtifactStore
 from storage.database import Database
@@ -26,6 +28,8 @@ class ServiceState:
     database: Database
     redis: Redis
     artifacts: ArtifactStore
+    catalogue: Catalogue
+    metrics: Metrics = field(init=False)
     dispatcher: Dispatcher
     drain: Drain
     #: Threads that may look for news of followed jobs at a time: few, so that all others are left for requests.

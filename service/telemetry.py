@@ -17,6 +17,8 @@ from storage import logs
 log = structlog.get_logger(__name__)
 
 REQUEST_ID_HEADER = "x-request-id"
+#: The name in a request's state, and of the header, of where its time went (W3C Server Timing).
+SERVER_TIMING = "server-timing"
 _ACCEPTED_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 #: Lines of uvicorn's that repeat one of ours, without the request id.
@@ -84,7 +86,10 @@ class _Exchange:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             message.setdefault("headers", [])
-            MutableHeaders(scope=message)[REQUEST_ID_HEADER] = self.request_id
+            headers = MutableHeaders(scope=message)
+            headers[REQUEST_ID_HEADER] = self.request_id
+            if timing := self.scope["state"].get(SERVER_TIMING):
+                headers[SERVER_TIMING] = timing
         await self._send(message)
 
     async def _answer_unexpected(self, error: Exception) -> None:

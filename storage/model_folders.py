@@ -1,7 +1,7 @@
 """Tuned models' folders, looked at before they are used; what is found is written into the model's row.
 
-Whoever finds a model damaged withdraws it for all: every process reads the row at each request. Whoever finds it as it
-was published again, after it was restored, has it served again.
+Whoever finds a model damaged withdraws it for all: every process is told that the row has changed. Whoever finds it as
+it was published again, after it was restored, has it served again.
 """
 
 from pathlib import Path

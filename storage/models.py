@@ -11,10 +11,10 @@ from sqlalchemy.orm import Session
 
 from api_schemas.errors import LikenessError
 from api_schemas.jobs import UNENDED
-from storage.tables import Job, Model
+from storage.tables import Alias, Job, Model
 
-#: How many jobs are named that keep a model from being deleted.
-_JOBS_NAMED = 3
+#: How many of what keeps a model from being deleted are named.
+_NAMED = 3
 
 
 def model_id(job: Job, base_model: str) -> str:
@@ -72,21 +72,18 @@ def hold(session: Session, name: str) -> None:
 def delete(session: Session, name: str) -> None:
     """Delete a tuned model: from the commit on nobody finds it, and its files go when nobody can be reading them.
 
-    Raises LikenessError `model_not_found`, or `model_in_use` while a job begins with it.
+    Raises LikenessError `model_not_found`, or `model_in_use` while a job begins with it or an alias stands for it.
     """
     row = session.scalar(select(Model).where(Model.id == name, Model.deleted_at.is_(None)).with_for_update())
     if row is None:
         raise _not_found(name)
     begun = select(Job.id).where(Job.model == name, Job.state.in_(UNENDED)).order_by(Job.created_at, Job.id)
     if jobs := session.scalars(begun).all():
-        named = ", ".join(jobs[:_JOBS_NAMED])
-        more = f" and {len(jobs) - _JOBS_NAMED} more" if len(jobs) > _JOBS_NAMED else ""
-        raise LikenessError(
-            "model_in_use",
-            f"Jobs train this model further and have not ended: {named}{more}. Cancel them first, or wait for them.",
-            param="model",
-            headers={"x-should-retry": "false"},
+        raise _in_use(
+            f"Jobs train this model further and have not ended: {_some(jobs)}. Cancel them first, or wait for them."
         )
+    if names := session.scalars(select(Alias.name).where(Alias.model == name).order_by(Alias.name)).all():
+        raise _in_use(f"Aliases stand for this model: {_some(names)}. Delete them first, or point them elsewhere.")
     row.deleted_at = func.clock_timestamp()
 
 
@@ -123,6 +120,15 @@ def _of_attempts_that_are_over(session: Session, artifacts: Collection[str]) -> 
     jobs = select(Job.id, Job.state, Job.attempt).where(Job.id.in_(set(job_ids.values())))
     running = {job.id: f"{job.id}-{job.attempt}" if job.state == "running" else None for job in session.execute(jobs)}
     return {artifact for artifact, job_id in job_ids.items() if job_id in running and running[job_id] != artifact}
+
+
+def _in_use(message: str) -> LikenessError:
+    return LikenessError("model_in_use", message, param="model", headers={"x-should-retry": "false"})
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 def _not_found(name: str) -> LikenessError:

@@ -89,8 +89,10 @@ def impatient(silence: Silence) -> type[psycopg.Connection[Any]]:
                     return done.value
 
         def wait(self, gen: PQGen[RV], interval: float = _LOOK_EVERY_SECONDS, timeout: float | None = None) -> RV:
+            if timeout is not None:  # for notifications, which need not come
+                return super().wait(gen, interval, timeout)
             try:
-                return super().wait(gen, interval, silence.seconds if timeout is None else timeout)
+                return super().wait(gen, interval, silence.seconds)
             except psycopg.errors._WaitTimeout as timed_out:
                 self.close()
                 silence.begin()

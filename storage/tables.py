@@ -275,6 +275,19 @@ class Model(TeamOwned, Base):
     deleted_at: Mapped[datetime | None]
 
 
+class Alias(TeamOwned, Base):
+    """A name that the team gives to a model. PostgreSQL tells of its changes, as of those of keys and models."""
+
+    __tablename__ = "aliases"
+
+    team_id: Mapped[str] = mapped_column(ForeignKey("teams.id", ondelete="RESTRICT"), primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    # A base model's name or a tuned model's id, never another alias.
+    model: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    updated_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+
+
 class OutboxMessage(TeamOwned, Base):
     """A task to hand to the queue, written in the commit that makes it necessary."""
 

@@ -6,7 +6,7 @@ import string
 import zlib
 from collections.abc import Sequence
 
-from sqlalchemy import func, select, update
+from sqlalchemy import Double, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -29,7 +29,7 @@ def create_key(session: Session, name: str) -> tuple[ApiKey, str]:
     """A new key of the session's team: its row, and the key itself, which can't be had again."""
     secret = "".join(secrets.choice(_ALPHABET) for _ in range(_SECRET_LENGTH))
     key = f"{_PREFIX}{secret}{_checksum(secret)}"
-    row = ApiKey(id=new_id("key"), name=name, digest=_digest(key), hint=f"{key[:7]}…{key[-4:]}")
+    row = ApiKey(id=new_id("key"), name=name, digest=digest_of(key), hint=f"{key[:7]}…{key[-4:]}")
     session.add(row)
     session.flush()
     return row, key
@@ -51,11 +51,24 @@ def find_key(session: Session, key: str) -> ApiKey | None:
     now = func.clock_timestamp()
     return session.scalar(
         select(ApiKey).where(
-            ApiKey.digest == _digest(key),
+            ApiKey.digest == digest_of(key),
             ApiKey.revoked_at.is_(None),
             (ApiKey.expires_at.is_(None)) | (ApiKey.expires_at > now),
         )
     )
+
+
+def seconds_left(session: Session, key: ApiKey) -> float | None:
+    """How long until a key expires, by PostgreSQL's clock; None if it never does."""
+    if key.expires_at is None:
+        return None
+    return session.scalar(select(func.extract("epoch", key.expires_at - func.clock_timestamp()).cast(Double)))
+
+
+def digest_of(key: str) -> str:
+    """What is kept of a key, hexadecimal."""
+    # A key has 238 random bits: a fast hash is enough, there is nothing to guess.
+    return hashlib.sha256(key.encode()).hexdigest()
 
 
 def list_keys(session: Session) -> Sequence[ApiKey]:
@@ -71,11 +84,6 @@ def revoke_key(session: Session, key_id: str) -> bool:
         .values(revoked_at=func.coalesce(ApiKey.revoked_at, func.clock_timestamp()))
     )
     return session.execute(revoked.returning(ApiKey.id)).first() is not None
-
-
-def _digest(key: str) -> str:
-    # A key has 238 random bits: a fast hash is enough, there is nothing to guess.
-    return hashlib.sha256(key.encode()).hexdigest()
 
 
 def _checksum(secret: str) -> str:

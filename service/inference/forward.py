@@ -20,6 +20,7 @@ class Forward:
         self.name = name
         self.encoder = encoder
         self.choice = Choice()
+        self.has_chosen = False
         self._runs = Runs(encoder)
         self._single = self._several = self._runs[REFERENCE]
 
@@ -46,7 +47,7 @@ class Forward:
         """
         choice = confirm(self._runs, known) if known else choose(self._runs, asked)
         self._single, self._several = self._runs[choice.single], self._runs[choice.several]
-        self.choice = choice
+        self.choice, self.has_chosen = choice, True
         self._runs.keep(choice)
         for mode, why in choice.refused:
             log.warning("mode_refused", model=self.name, mode=mode, reason=why)

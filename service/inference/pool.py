@@ -112,6 +112,11 @@ class EncoderPool:
         """The one that was asked for last among those in memory."""
         return next((entry.forward for entry in reversed(self._entries.values()) if entry.forward), None)
 
+    def in_memory(self, name: str) -> Forward | None:
+        """A model's forward, if it is in memory; that is no use of it."""
+        entry = self._entries.get(name)
+        return entry.forward if entry else None
+
     def loaded(self) -> Iterator[Forward]:
         """All that are in memory."""
         return (entry.forward for entry in self._entries.values() if entry.forward)

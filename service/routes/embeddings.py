@@ -2,22 +2,25 @@
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 from fastapi import APIRouter, Depends, Request, Response
-from starlette.concurrency import run_in_threadpool
 
 from api_schemas.embeddings import EmbeddingRequest, EmbeddingResponse, EmbeddingUsage, Given
 from api_schemas.errors import LikenessError
 from service.embedding_json import embedding_response_body
 from service.inference.engine import Embedded, InferenceEngine
+from service.inference_requests import embedded_for
 from service.keys import CallerDep
-from service.model_names import NamedModel, find_model
-from service.presence import while_client_waits
-from service.state import ServiceState, StateDep
+from service.model_names import NamedModel
+from service.state import StateDep
 from service.strict_route import StrictRoute
+
+#: So many are written where they are: handing them to a thread takes longer.
+_FEW_NUMBERS = 10_000
 
 router = APIRouter(prefix="/v1/embeddings", tags=["inference"], route_class=StrictRoute)
 
@@ -36,23 +39,19 @@ async def create_embeddings(
     request: EmbeddingRequest, http: Request, caller: CallerDep, state: StateDep, engine: EngineDep
 ) -> Response:
     """Embed texts, or vectors with an adapter. What comes out has length 1: dot products are cosine similarities."""
-    model = await run_in_threadpool(resolve_model, state, caller.team_id, request.model)
+    model = await state.catalogue.model(caller.team_id, request.model)
     check_dimensions(request.dimensions, model)
     prompts = [request.input_type] * len(request.input)
     embedding = embed(engine, model, request.input, _names(request.input), prompts)
-    embedded = await while_client_waits(http, embedding)
+    embedded = await embedded_for(http, state, embedding, len(request.input))
     vectors = shorten(embedded.vectors, request.dimensions)
-    # Without pydantic, which would copy a request's million floats one by one, and off the event loop.
-    body = await asyncio.to_thread(
-        embedding_response_body, vectors, request.encoding_format, model=request.model, usage=usage_of(embedded)
-    )
+    # Without pydantic, which would copy a request's million floats one by one.
+    write = partial(
+        embedding_response_body, vectors, request.encoding_format, model=request.model, version=model.name,
+        usage=usage_of(embedded),
+    )  # fmt: skip
+    body = write() if vectors.size <= _FEW_NUMBERS else await asyncio.to_thread(write)
     return Response(body, media_type="application/json")
-
-
-def resolve_model(state: ServiceState, team_id: str, name: str) -> NamedModel:
-    """The model a request names. Raises LikenessError `model_not_found`."""
-    with state.database.session(team_id) as session:
-        return find_model(session, state.settings, name)
 
 
 async def embed(

@@ -156,6 +156,8 @@ def _reason_for_no_evaluation(row: tables.Job) -> str:
 
 def _create(session: Session, state: ServiceState, request: JobCreate) -> Job:
     model = find_model(session, state.settings, request.model)
+    # An alias may stand for another model before the job begins.
+    request.model = model.name
     _refuse(job_refusals.named_twice(request))
     read = {param: files.get(session, file_id, param=param) for param, file_id in job_files.named(request).items()}
     for param, file in read.items():

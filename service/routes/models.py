@@ -4,12 +4,13 @@ import re
 
 from fastapi import APIRouter, Response
 from fastapi.responses import StreamingResponse
+from sqlalchemy.orm import Session
 
 from api_schemas.errors import LikenessError
-from api_schemas.models import Model
+from api_schemas.models import Model, RefusedMode, ServingMode
 from api_schemas.pages import Deleted, Page
 from service.keys import Caller, CallerDep
-from service.model_names import NamedModel, base_models, find_model
+from service.model_names import NamedModel, base_models, find_model_itself, model_not_found
 from service.routes.paging import page_of
 from service.state import ServiceState, StateDep
 from service.strict_route import StrictRoute
@@ -29,9 +30,9 @@ _TAR = "application/x-tar"
 def list_models(caller: CallerDep, state: StateDep) -> Page[Model]:
     """The team's tuned models, newest first, then the base models of this installation."""
     with state.database.session(caller.team_id) as session:
-        tuned = [_tuned(row) for row in models.list_models(session)]
+        tuned = [_tuned(row, state) for row in models.list_models(session)]
     bases = base_models(state.settings.base_models_dir).values()
-    listed = [*tuned, *map(_base, bases)]
+    listed = [*tuned, *(_base(base, state) for base in bases)]
     return page_of(listed, [model.id for model in listed], has_more=False)
 
 
@@ -67,17 +68,19 @@ def get_model(model: str, caller: CallerDep, state: StateDep) -> Model:
         row = models.find(session, model)
         if row is not None:
             return _tuned(row)
-        return _base(find_model(session, state.settings, model))
+        return _base(_base_model(session, state, model))
 
 
 @router.delete("/{model:path}")
 def delete_model(model: str, caller: CallerDep, state: StateDep) -> Deleted:
-    """Delete a tuned model, unless a job trains it further. Base models belong to the installation and stay.
+    """Delete a tuned model, unless a job trains it further or an alias stands for it.
 
-    Nobody finds it from now on; its files are removed some minutes later, when no request can be reading them.
+    Nobody finds it from now on; its files are removed some minutes later, when no request can be reading them. Base
+    models belong to the installation and stay.
     """
     with state.database.session(caller.team_id) as session:
         models.delete(session, model)
+    state.catalogue.forget()
     return Deleted(id=model, object="model")
 
 
@@ -87,7 +90,7 @@ def _tuned_model(model: str, caller: Caller, state: ServiceState) -> tables.Mode
         row = models.find(session, model)
         if row is not None:
             return row
-        find_model(session, state.settings, model)
+        _base_model(session, state, model)
     raise LikenessError(
         "model_not_found",
         f"{model!r} is a base model, which this service did not make; it has cards and downloads of tuned models.",
@@ -95,7 +98,15 @@ def _tuned_model(model: str, caller: Caller, state: ServiceState) -> tables.Mode
     )
 
 
-def _base(base: NamedModel) -> Model:
+def _base_model(session: Session, state: ServiceState, model: str) -> NamedModel:
+    """A base model by name. Raises LikenessError `model_not_found`, also for an alias, which is no model itself."""
+    found = find_model_itself(session, state.settings, model)
+    if found is None:
+        raise model_not_found(model)
+    return found
+
+
+def _base(base: NamedModel, state: ServiceState) -> Model:
     return Model(
         id=base.name,
         created=_NO_TIME,
@@ -106,10 +117,11 @@ def _base(base: NamedModel) -> Model:
         dimension=base.dimension,
         max_seq_length=base.max_seq_length,
         weights_sha256=base.weights_sha256,
+        mode=_mode(base.name, state),
     )
 
 
-def _tuned(row: tables.Model) -> Model:
+def _tuned(row: tables.Model, state: ServiceState) -> Model:
     return Model(
         id=row.id,
         created=int(row.created_at.timestamp()),
@@ -124,4 +136,14 @@ def _tuned(row: tables.Model) -> Model:
         training_file=row.training_file,
         evaluation_split=row.evaluation_split,
         damage=row.damage,
+        mode=_mode(row.id, state),
     )
+
+
+def _mode(name: str, state: ServiceState) -> ServingMode | None:
+    """How this process computes a model, if it has it in memory."""
+    if state.inference is None or (forward := state.inference.pool.in_memory(name)) is None:
+        return None
+    choice = forward.choice
+    refused = [RefusedMode(mode=mode, reason=why) for mode, why in choice.refused]
+    return ServingMode(single=choice.single, several=choice.several, chosen=forward.has_chosen, refused=refused)

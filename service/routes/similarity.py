@@ -7,15 +7,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from fastapi import APIRouter, Request, Response
-from starlette.concurrency import run_in_threadpool
 
 from api_schemas.embeddings import EmbeddingUsage, Given
 from api_schemas.similarity import SimilarityRequest, SimilarityResponse, SimilarityUsage
 from service.given_comparison import as_float32, comparable
+from service.inference_requests import embedded_for
 from service.keys import CallerDep
 from service.model_names import NamedModel
-from service.presence import while_client_waits
-from service.routes.embeddings import EngineDep, embed, resolve_model, usage_of
+from service.routes.embeddings import EngineDep, embed, usage_of
 from service.similarity_json import NDJSON_RESPONSES, row_items, score_items, similarity_response
 from service.state import StateDep
 from service.strict_route import StrictRoute
@@ -31,15 +30,16 @@ async def compare(
     named = _named_inputs(request)
     if request.model is None:
         vectors: npt.NDArray[Any] = await asyncio.to_thread(comparable, named, request.metric)
+        version = None
         usage = EmbeddingUsage(prompt_tokens=0, total_tokens=0)
     else:
-        model = await run_in_threadpool(resolve_model, state, caller.team_id, request.model)
+        model = await state.catalogue.model(caller.team_id, request.model)
         embedding = embed(engine, model, list(named.values()), list(named), _prompts(request, model, list(named)))
-        embedded = await while_client_waits(http, embedding)
-        vectors, usage = embedded.vectors, usage_of(embedded)
+        embedded = await embedded_for(http, state, embedding, len(named))
+        vectors, version, usage = embedded.vectors, model.name, usage_of(embedded)
     items = await asyncio.to_thread(_items, request, vectors)
     # A thread once more, as items are written when they are asked for.
-    told = SimilarityUsage(model=request.model, usage=usage)
+    told = SimilarityUsage(model=request.model, model_version=version, usage=usage)
     return await asyncio.to_thread(similarity_response, http, items, told)
 
 

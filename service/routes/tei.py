@@ -28,25 +28,26 @@ from service.embedding_json import rows_body
 from service.errors import shutting_down
 from service.http_protocol import StrictHTTPProtocol
 from service.inference.engine import Embedded, InferenceEngine
+from service.inference_requests import embedded_for
 from service.json_numbers import json_numbers
 from service.keys import CallerDep
 from service.model_names import NamedModel
-from service.presence import while_client_waits
-from service.routes.embeddings import EngineDep, check_dimensions, embed, resolve_model, shorten
-from service.state import StateDep
+from service.routes.embeddings import EngineDep, check_dimensions, embed, shorten
+from service.state import ServiceState, StateDep
 from service.tei_route import TEI_ERROR_RESPONSES, TeiRoute
 
 _TAG = "text-embeddings-inference"
 _NAMED = "/tei/{model:path}"
 
 
-def served_model(http: Request, caller: CallerDep, state: StateDep) -> NamedModel:
+async def served_model(http: Request, caller: CallerDep, state: StateDep) -> NamedModel:
     """The model that the path names, or else the default.
 
     Raises LikenessError `model_not_found`, `wrong_input` for one that reads vectors, and `invalid_value` for one that
     is still to be trained.
     """
-    model = resolve_model(state, caller.team_id, http.path_params.get("model", state.settings.default_model))
+    name = http.path_params.get("model", state.settings.default_model)
+    model = await state.catalogue.model(caller.team_id, name)
     if model.reads != "texts":
         message = f"{model.name} reads vectors, and these routes are for texts. POST /v1/embeddings takes vectors."
         raise LikenessError("wrong_input", message, param="model")
@@ -68,22 +69,24 @@ health_router = APIRouter(tags=[_TAG], route_class=TeiRoute, responses=TEI_ERROR
 
 
 @operations.post("/embed", response_model=list[list[float]])
-async def embed_texts(request: EmbedRequest, http: Request, model: ModelDep, engine: EngineDep) -> Response:
+async def embed_texts(
+    request: EmbedRequest, http: Request, model: ModelDep, state: StateDep, engine: EngineDep
+) -> Response:
     """Unit vectors of texts, in their order."""
     check_dimensions(request.dimensions, model)
-    embedded = await _embed(http, engine, model, request, request.inputs, _names("inputs", request.inputs))
+    embedded = await _embed(http, state, engine, model, request, request.inputs, _names("inputs", request.inputs))
     body = await asyncio.to_thread(rows_body, shorten(embedded.vectors, request.dimensions))
     return Response(body, media_type="application/json")
 
 
 @operations.post("/similarity", response_model=list[float])
 async def compare_sentences(
-    request: SentenceSimilarityRequest, http: Request, model: ModelDep, engine: EngineDep
+    request: SentenceSimilarityRequest, http: Request, model: ModelDep, state: StateDep, engine: EngineDep
 ) -> Response:
     """The cosine similarity of a sentence with each of the others, in their order."""
     texts = [request.inputs.source_sentence, *request.inputs.sentences]
     names = ["inputs.source_sentence", *_names("inputs.sentences", request.inputs.sentences)]
-    embedded = await _embed(http, engine, model, request.parameters or TextOptions(), texts, names)
+    embedded = await _embed(http, state, engine, model, request.parameters or TextOptions(), texts, names)
     # Rounding can carry the cosine of equal texts a hair past 1.
     cosines = np.clip(embedded.vectors[1:] @ embedded.vectors[0], -1.0, 1.0)
     return Response(b"[%b]" % b",".join(json_numbers(cosines)), media_type="application/json")
@@ -139,6 +142,7 @@ async def model_health(_model: ModelDep, state: StateDep, engine: EngineDep) -> 
 
 async def _embed(
     http: Request,
+    state: ServiceState,
     engine: InferenceEngine,
     model: NamedModel,
     options: TextOptions,
@@ -148,7 +152,7 @@ async def _embed(
     """The texts' vectors. Raises LikenessError for a prompt that isn't there, and for a text that must not be cut."""
     _prompt(await _encoder(engine, model), options.prompt_name)
     embedding = embed(engine, model, texts, names, [options.prompt_name] * len(texts))
-    embedded = await while_client_waits(http, embedding)
+    embedded = await embedded_for(http, state, embedding, len(texts))
     if embedded.truncated:
         _refuse_cut(options, names[embedded.truncated[0]], model)
     return embedded

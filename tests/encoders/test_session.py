@@ -1,7 +1,5 @@
 """onnxruntime's forward gives the vectors of torch's, in batches of any shape."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from service.cli import app
 from service.settings import ServiceSettings
 from tests.installation import Installation
+from tests.processes import until
 
 COMMANDS = [
     "up",
@@ -51,7 +52,7 @@ def test_a_key_made_here_opens_the_api_until_it_is_revoked(installation: Install
 
     key_id = next(word for line in listed.splitlines() if "robot" in line for word in line.split() if "key-" in word)
     assert CliRunner().invoke(app, ["keys", "revoke", key_id]).exit_code == 0
-    assert installation.request("GET", "/v1/models", headers=as_robot).status_code == 401
+    until(lambda: installation.request("GET", "/v1/models", headers=as_robot).status_code == 401)
 
 
 def test_revoking_an_unknown_key_says_so(settings: ServiceSettings) -> None:

@@ -16,6 +16,7 @@ from service.app import create_app
 from service.settings import ServiceSettings
 from storage import teams
 from tests.installation import PAIRS, TINY, Installation, running_installation
+from tests.processes import until
 from tests.service.forms import form, no_file_beyond, stored
 
 CONTENT = json.dumps(PAIRS[0]).encode()
@@ -41,7 +42,7 @@ def _counted_queries(installation: Installation) -> Iterator[list[str]]:
     statements: list[str] = []
 
     def note(_connection: Connection, _cursor: Any, statement: str, *_: Any) -> None:
-        if threading.current_thread().name != "dispatcher":
+        if threading.current_thread().name not in ("catalogue", "dispatcher"):
             statements.append(statement)
 
     event.listen(Engine, "before_cursor_execute", note)
@@ -75,14 +76,14 @@ def test_a_key_that_fails_its_checksum_costs_no_query(shared: Installation) -> N
     assert statements  # so the counter counts
 
 
-def test_a_revoked_key_stops_working_at_once(shared: Installation) -> None:
+def test_a_revoked_key_stops_working_within_moments(shared: Installation) -> None:
     with shared.database.session(teams.DEFAULT_TEAM) as session:
         row, key = teams.create_key(session, "short-lived")
     holder = replace(shared, key=key)
     assert holder.request("GET", "/v1/models").status_code == 200
     with shared.database.session(teams.DEFAULT_TEAM) as session:
         teams.revoke_key(session, row.id)
-    assert holder.request("GET", "/v1/models").status_code == 401
+    until(lambda: holder.request("GET", "/v1/models").status_code == 401)
 
 
 def _with_wrong_checksum(key: str) -> str:
@@ -155,17 +156,19 @@ def test_what_another_team_has_is_to_nobody_elses_knowledge(shared: Installation
     job = shared.create_job(file_id)
     model = shared.publish(job)
     upload_id = shared.openai.uploads.create(bytes=1, filename="a", mime_type="a", purpose="fine-tune").id
-    theirs = {"file_id": file_id, "upload_id": upload_id, "job_id": job.id, "model": model}
+    alias = shared.request("PUT", "/v1/aliases/theirs", json={"model": TINY}).json()["name"]
+    theirs = {"file_id": file_id, "upload_id": upload_id, "job_id": job.id, "model": model, "name": alias}
     nobodys = {
         "file_id": f"file-{'0' * 24}",
         "upload_id": f"upload-{'0' * 24}",
         "job_id": f"ftjob-{'0' * 24}",
         "model": f"{model.rpartition(':')[0]}:{'0' * 12}",
+        "name": "nobodys",
     }
     stranger = shared.as_second_team()
     asked = 0
     for method, path in _operations(schema):
-        if "{" not in path:
+        if "{" not in path or method == "PUT":  # which makes what it names, for each team its own
             continue
         asked += 1
         answers = [
@@ -181,6 +184,7 @@ def test_what_another_team_has_can_not_be_named_in_a_body(shared: Installation) 
     file_id = shared.upload(PAIRS)
     job = shared.create_job(file_id)
     model = shared.publish(job)
+    alias = shared.request("PUT", "/v1/aliases/theirs", json={"model": model}).json()["name"]
     stranger = shared.as_second_team()
     own_file = stranger.upload(PAIRS)
     bodies = [
@@ -191,6 +195,8 @@ def test_what_another_team_has_can_not_be_named_in_a_body(shared: Installation) 
         ("/v1/embeddings", {"model": model, "input": "a"}, "model"),
         ("/v1/similarity", {"model": model, "pairs": [["a", "b"]]}, "model"),
         ("/v1/similarity", {"model": model, "a": ["a"], "b": ["b"]}, "model"),
+        ("/v1/embeddings", {"model": alias, "input": "a"}, "model"),
+        ("/v1/fine_tuning/jobs", {"model": alias, "training_file": own_file}, "model"),
     ]  # fmt: skip
     for path, body, param in bodies:
         nobodys = {**body, param: "nobody-0"}
@@ -234,6 +240,8 @@ def test_lists_and_cursors_are_a_teams_own(shared: Installation) -> None:
     assert file_id not in [file.id for file in stranger.files.list()]
     assert job.id not in [listed.id for listed in stranger.fine_tuning.jobs.list()]
     assert model not in [listed.id for listed in stranger.models.list()]
+    shared.request("PUT", "/v1/aliases/theirs", json={"model": model})
+    assert shared.as_second_team().request("GET", "/v1/aliases").json()["data"] == []
     for page in (lambda: stranger.files.list(after=file_id), lambda: stranger.fine_tuning.jobs.list(after=job.id)):
         with pytest.raises(openai.BadRequestError) as refusal:
             page()

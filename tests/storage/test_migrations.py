@@ -32,6 +32,13 @@ ADDITIVE = (
 ALLOWED = {
     "ALTER TABLE jobs ALTER COLUMN max_seq_length DROP NOT NULL": "who writes a length goes on writing it",
     "ALTER TABLE models ALTER COLUMN max_seq_length DROP NOT NULL": "who writes a length goes on writing it",
+    "CREATE FUNCTION tell_names_changed() RETURNS trigger LANGUAGE plpgsql AS "
+    "$$ BEGIN PERFORM pg_notify('likeness_names', ''); RETURN NULL; END $$": "nothing calls it but its triggers",
+    **{
+        f"CREATE TRIGGER tell_names_changed AFTER INSERT OR UPDATE OR DELETE ON {table} "
+        "FOR EACH STATEMENT EXECUTE FUNCTION tell_names_changed()": "it changes no row, and tells whoever listens"
+        for table in ("models", "api_keys", "aliases")
+    },
 }
 
 
