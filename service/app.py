@@ -86,8 +86,7 @@ def _routers(state: ServiceState) -> list[tuple[APIRouter, bool]]:
         resources = (files, uploads, jobs, job_events, models, aliases)
         routers += [(resource.router, True) for resource in resources]
     if state.inference is not None:
-        from service.metrics import Metrics
-from service.routes import embeddings, similarity, tei
+        from service.routes import embeddings, similarity, tei
 
         routers += [(embeddings.router, True), (similarity.router, True), (tei.health_router, False)]
         # Last, as `/tei/{model:path}` takes all that is below it.
