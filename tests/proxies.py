@@ -143,7 +143,10 @@ class PostgresProxy(Proxy):
         return f"postgresql://postgres@127.0.0.1:{self.port}{self._url.path}?sslmode=disable"
 
     def cut_at(self, exchange: int, when: When) -> None:
-        """Cut the link at the n-th exchange from now on: before the server gets it, or before its answer."""
+        """Cut the link at the n-th exchange from now on: before the server gets it, or before its answer.
+
+        Links that listen for notifications don't count: what they say, they say at no particular time.
+        """
         self._exchanges, self._when = exchange, when
 
     @property
@@ -157,14 +160,16 @@ class PostgresProxy(Proxy):
     def hooks(self) -> tuple[Passing, Passing]:
         held = bytearray()
         is_new = True
-        writes, commits = threading.Event(), threading.Event()
+        writes, commits, listens = threading.Event(), threading.Event(), threading.Event()
 
         def up(data: bytes) -> bytes | None:
             if self._written and self._written in data:
                 writes.set()
             if writes.is_set() and _COMMIT in data:
                 commits.set()
-            if self._when == "before" and self._exchanges == 1:
+            if data.startswith((b"Q", b"P")) and b"LISTEN " in data:
+                listens.set()
+            if self._when == "before" and self._exchanges == 1 and not listens.is_set():
                 self._exchanges = 0
                 return None
             return data
@@ -182,7 +187,7 @@ class PostgresProxy(Proxy):
                 self.fall_silent()
             elif answer and is_new:  # the greeting
                 is_new = False
-            elif answer and self._exchanges:
+            elif answer and self._exchanges and not listens.is_set():
                 self._exchanges -= 1
                 if self._exchanges == 0 and self._when == "after":
                     return None
