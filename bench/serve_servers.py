@@ -110,7 +110,7 @@ def _await_ready(process: subprocess.Popen[bytes], url: str) -> None:
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)
-    raise TimeoutError(f"{process.args} did not get ready")
+    raise TimeoutError(f"{url} did not get ready")
 
 
 def _free_port() -> int:

@@ -67,8 +67,8 @@ def get_model(model: str, caller: CallerDep, state: StateDep) -> Model:
     with state.database.session(caller.team_id) as session:
         row = models.find(session, model)
         if row is not None:
-            return _tuned(row)
-        return _base(_base_model(session, state, model))
+            return _tuned(row, state)
+        return _base(_base_model(session, state, model), state)
 
 
 @router.delete("/{model:path}")

@@ -16,9 +16,9 @@ USAGE = EmbeddingUsage(prompt_tokens=7, total_tokens=7, truncated=[1])
 @pytest.mark.parametrize("vectors", [VECTORS, VECTORS[:, ::2], VECTORS[:1], np.asfortranarray(VECTORS)])
 def test_the_body_is_the_response_that_the_schema_describes(vectors: np.ndarray, encoding_format: str) -> None:
     model = 'a "quoted" name, \N{GREEK SMALL LETTER ALPHA}'
-    body = embedding_response_body(vectors, encoding_format, model=model, usage=USAGE)
+    body = embedding_response_body(vectors, encoding_format, model=model, version="m", usage=USAGE)
     told = EmbeddingResponse.model_validate_json(body)
-    assert (told.object, told.model, told.usage) == ("list", model, USAGE)
+    assert (told.object, told.model, told.model_version, told.usage) == ("list", model, "m", USAGE)
     assert [(item.object, item.index) for item in told.data] == [("embedding", index) for index in range(len(vectors))]
     for item, vector in zip(told.data, vectors, strict=True):
         if encoding_format == "base64":

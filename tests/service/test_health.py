@@ -1,6 +1,7 @@
 """Alive, ready, and which of a service's roles run where."""
 
 import contextlib
+import itertools
 import json
 import subprocess
 import sys
@@ -111,12 +112,31 @@ def test_an_installation_whose_models_are_all_made_by_jobs_is_ready_without_weig
 # Load
 
 
+class _Busy:
+    """A pass that takes as long as a test likes."""
+
+    is_given_up = False
+
+    def __init__(self, gate: threading.Event) -> None:
+        self.run = lambda: gate.wait(3 * SECONDS)  # longer than anybody looks
+
+
+def _new_texts(count: int) -> list[str]:
+    """Texts that nobody has embedded before."""
+    return [f"text {next(_numbers)}" for _ in range(count)]
+
+
+_numbers = itertools.count()
+
+
 @contextlib.contextmanager
 def _no_forward_pass(installation: Installation) -> Iterator[None]:
-    """Keep the thread of the forward passes busy, so that every text has to wait."""
+    """Keep the threads of the forward passes busy, so that every text has to wait."""
     assert installation.service.inference is not None
     gate = threading.Event()
-    installation.service.inference._forward.submit(gate.wait, 3 * SECONDS)  # longer than anybody looks
+    lanes = installation.service.inference.lanes
+    for _ in range(lanes.count):
+        lanes._passes.put(_Busy(gate))
     try:
         yield
     finally:
@@ -125,7 +145,7 @@ def _no_forward_pass(installation: Installation) -> Iterator[None]:
 
 def _is_busy(installation: Installation) -> bool:
     assert installation.service.inference is not None
-    return installation.service.inference._batcher.is_busy
+    return installation.service.inference.batcher.is_busy
 
 
 def _until(condition: Callable[[], bool]) -> None:
@@ -151,34 +171,51 @@ def _send(installation: Installation, path: str, body: object) -> contextlib.clo
 
 
 @pytest.mark.parametrize(
-    ("path", "fields"),
-    [
-        ("/v1/embeddings", {"input": ["text"] * 100}),
-        ("/v1/similarity", {"query": "text", "documents": ["text"] * 100}),
-    ],
+    ("path", "field", "others"),
+    [("/v1/embeddings", "input", {}), ("/v1/similarity", "documents", {"query": "text"})],
 )
-def test_a_client_that_leaves_frees_its_place_in_the_queue(shared: Installation, path: str, fields: object) -> None:
-    assert shared.request("POST", path, json={"model": TINY, **fields}).status_code == 200
+def test_a_client_that_leaves_frees_its_place_in_the_queue(
+    shared: Installation, path: str, field: str, others: dict[str, str]
+) -> None:
+    def body() -> dict[str, object]:
+        return {"model": TINY, field: _new_texts(100), **others}
+
+    assert shared.request("POST", path, json=body()).status_code == 200
     with _no_forward_pass(shared):
-        with _send(shared, path, {"model": TINY, **fields}):
+        with _send(shared, path, body()):
             _until(lambda: _is_busy(shared))
         _until(lambda: not _is_busy(shared))
-    assert shared.request("POST", path, json={"model": TINY, **fields}).status_code == 200
+    assert shared.request("POST", path, json=body()).status_code == 200
 
 
 def test_a_service_under_load_refuses_more_but_stays_ready(settings: ServiceSettings) -> None:
-    body = {"model": TINY, "input": ["text"] * 20}
+    def body(count: int) -> dict[str, object]:
+        return {"model": TINY, "input": _new_texts(count)}
+
     with running_installation(settings.model_copy(update={"queued_tokens": 100})) as installation:
-        assert installation.request("POST", "/v1/embeddings", json=body).status_code == 200
-        with _no_forward_pass(installation), _send(installation, "/v1/embeddings", body):
+        assert installation.request("POST", "/v1/embeddings", json=body(20)).status_code == 200
+        with _no_forward_pass(installation), _send(installation, "/v1/embeddings", body(20)):
             _until(lambda: _is_busy(installation))
-            refused = installation.request("POST", "/v1/embeddings", json=body | {"input": ["text"] * 21})
+            refused = installation.request("POST", "/v1/embeddings", json=body(21))
             assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
             assert float(refused.headers["retry-after"]) > 0
             assert float(refused.headers["retry-after-ms"]) > 0
             assert installation.request("GET", "/readyz").status_code == 200
         _until(lambda: not _is_busy(installation))
-        assert installation.request("POST", "/v1/embeddings", json=body).status_code == 200
+        assert installation.request("POST", "/v1/embeddings", json=body(20)).status_code == 200
+
+
+def test_a_request_that_gives_itself_a_time_gets_no_answer_after_it(shared: Installation) -> None:
+    body = {"model": TINY, "input": _new_texts(1)}
+    with _no_forward_pass(shared):
+        late = shared.request("POST", "/v1/embeddings", json=body, headers={"x-request-timeout-ms": "50"})
+        assert (late.status_code, late.json()["error"]["code"]) == (504, "request_deadline_exceeded")
+        assert late.headers["x-should-retry"] == "false"
+        assert not _is_busy(shared)
+    in_time = shared.request("POST", "/v1/embeddings", json=body, headers={"x-request-timeout-ms": "15000"})
+    assert in_time.status_code == 200
+    wrong = shared.request("POST", "/v1/embeddings", json=body, headers={"x-request-timeout-ms": "soon"})
+    assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "x-request-timeout-ms")
 
 
 def test_a_service_whose_forward_pass_hangs_is_not_ready(

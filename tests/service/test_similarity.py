@@ -122,7 +122,7 @@ def test_lines_of_json_hold_what_one_json_holds(shared: Installation, form: Any)
     *items, last = map(json.loads, answer.text.splitlines())
     whole = _compare(shared, **form)
     assert items == whole["data"]
-    assert last == {"model": whole["model"], "usage": whole["usage"]}
+    assert last == {name: whole[name] for name in ("model", "model_version", "usage")}
 
 
 def test_only_who_asks_for_lines_gets_them(shared: Installation) -> None:
