@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/installed
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format docs figures bench-loss bench-data bench-train bench-defaults bench-scratch \
-	bench-durability chaos constraints clean
+	bench-durability bench-serve chaos constraints clean
 
 help: ## List the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -57,6 +57,11 @@ bench-defaults: $(INSTALLED) ## Measure what `auto` stands for against its alter
 
 bench-scratch: $(INSTALLED) ## Train an encoder from scratch beside the one that comes along, on the demo's pairs
 	$(BIN)/python -m bench.scratch
+
+bench-serve: $(INSTALLED) ## Measure serving beside infinity, in an environment of its own: twenty minutes
+	test -x build/infinity/bin/infinity_emb || { $(PYTHON) -m venv build/infinity && \
+	  build/infinity/bin/pip install --quiet 'infinity-emb[torch,server]==0.0.78' 'torch==2.13.0'; }
+	$(BIN)/python -m bench.serve
 
 bench-durability: $(INSTALLED) ## Measure what it costs a training that nothing of it may be lost: a minute
 	$(BIN)/python -m bench.durability

@@ -92,7 +92,8 @@ def test_a_stop_in_the_middle_of_a_training_loses_nothing(tmp_path: Path, base_m
         openai = client(data_dir)
         assert openai.files.retrieve(file_id).status == "processed"
         assert next(iter(openai.models.list())).id == model
-        assert openai.embeddings.create(model=model, input="kept").data[0].embedding == before
+        # Another mode may compute it now, which rounds otherwise.
+        assert openai.embeddings.create(model=model, input="kept").data[0].embedding == pytest.approx(before, abs=1e-6)
         assert status_of(openai, finished.id) == "succeeded"
         job = openai.fine_tuning.jobs.retrieve(unfinished.id)
         assert (job.status, job.to_dict()["attempt"]) in [("queued", 2), ("running", 2)]
