@@ -100,7 +100,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     state.catalogue.start()
     yield {}
     if state.inference is not None:
-        state.inference.close()
+        await state.inference.close()
     state.dispatcher.close()
     state.catalogue.close()
     state.redis.close()

@@ -140,7 +140,7 @@ def _of_engine(engine: InferenceEngine) -> Iterator[Metric]:
               {"failed": passes.failed, "halved": passes.halved})  # fmt: skip
     yield _one("likeness_forward_threads_replaced", "Threads that died or did not come back", engine.lanes.replaced)
     yield _by("likeness_vector_cache", "Texts by whether their vector was known", "found",
-              {"known": cache.hits, "computed": cache.misses})  # fmt: skip
+              {"known": cache.hits, "unknown": cache.misses, "shared": engine.shared.hits})  # fmt: skip
     yield _one("likeness_vector_cache_bytes", "Memory of known vectors", cache.bytes)
     yield _by(
         "likeness_models", "Models loaded and dropped so far", "what", {"loaded": pool.loads, "dropped": pool.drops}

@@ -44,6 +44,12 @@ class ServiceSettings(StorageSettings):
         ge=0,
         description="How much memory vectors of texts that were embedded before may take; 0 keeps none.",
     )
+    shared_vector_seconds: int = Field(
+        default=0,
+        ge=0,
+        description="How long such vectors are kept in Valkey too, for other processes; 0 shares none. Needs "
+        "`LIKENESS_VECTOR_CACHE_BYTES`.",
+    )
     default_model: str = Field(
         default="sentence-transformers/all-MiniLM-L6-v2",
         description="The model of the routes that clients of text-embeddings-inference use, which name none.",

@@ -24,6 +24,7 @@ from service.inference.forward import Forward
 from service.inference.given_vectors import checked
 from service.inference.lanes import Lanes
 from service.inference.pool import EncoderPool
+from service.inference.shared_vectors import SharedVectors
 from service.inference.vector_cache import Known, VectorCache, key_of
 from service.model_names import NamedModel, base_models
 from service.settings import ServiceSettings
@@ -79,6 +80,7 @@ class InferenceEngine:
             queue_seconds=settings.queue_seconds,
         )
         self.cache = VectorCache(settings.vector_cache_bytes)
+        self.shared = SharedVectors(settings.required_redis_url, seconds=settings.shared_vector_seconds)
 
     async def embed(self, model: NamedModel, texts: Sequence[str], prompts: Sequence[str | None]) -> Embedded:
         """Embed texts with a model, each behind the prompt of the model that is named for it, if one is.
@@ -129,10 +131,11 @@ class InferenceEngine:
         installed = next((model for model in models if self.pool.has_weights(model)), None)
         return None if installed is None else await self.pool.get(installed)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Begin no other forward pass. One that runs is of no use to anybody any more."""
         self.pool.close()
         self.lanes.close()
+        await self.shared.close()
 
 
 class _Work:
@@ -191,14 +194,21 @@ class _Work:
         for place in places:
             self._cache.promise(self._keys[place])
         try:
-            for place, known in zip(places, await self._made(places), strict=True):
-                self._known[self._keys[place]] = known
-                self._cache.keep(self._keys[place], known)
+            keys = [self._keys[place] for place in places]
+            shared = await self._engine.shared.find(keys)
+            unknown = [place for place in places if self._keys[place] not in shared]
+            made = {self._keys[place]: known for place, known in zip(unknown, await self._made(unknown), strict=True)}
+            for key, known in {**shared, **made}.items():
+                self._known[key] = known
+                self._cache.keep(key, known)
+            await self._engine.shared.keep(made)
         finally:
             for place in places:
                 self._cache.give_up(self._keys[place])
 
     async def _made(self, places: Sequence[int]) -> list[Known]:
+        if not places:
+            return []
         began = time.monotonic()
         tokenized = await self._tokenized(places)
         took = time.monotonic() - began

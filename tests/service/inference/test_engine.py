@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import SecretStr
+from redis import Redis
 
 from api_schemas.errors import LikenessError
 from service.inference.engine import InferenceEngine
+from service.inference.shared_vectors import SharedVectors
 from service.model_names import NamedModel
 from service.settings import ServiceSettings
 from storage.artifacts import ArtifactStore
@@ -29,10 +32,14 @@ def passes() -> list[int]:
 
 
 @pytest.fixture
-def run(database: Database, base_models_dir: Path, tmp_path: Path, passes: list[int]) -> Callable[..., None]:
+def run(
+    database: Database, servers: tuple[str, str], base_models_dir: Path, tmp_path: Path, passes: list[int]
+) -> Callable[..., None]:
     def run(use: Callable[[InferenceEngine], Awaitable[None]], **settings: Any) -> None:
         async def within() -> None:
-            given = ServiceSettings(base_models_dir=base_models_dir, mode="torch-fp32", **settings)
+            given = ServiceSettings(
+                base_models_dir=base_models_dir, redis_url=SecretStr(servers[1]), mode="torch-fp32", **settings
+            )
             engine = InferenceEngine(given, ModelFolders(database, ArtifactStore(tmp_path)))
             engine.batcher.observe = lambda texts, _tokens: passes.append(texts)
             try:
@@ -40,7 +47,7 @@ def run(database: Database, base_models_dir: Path, tmp_path: Path, passes: list[
                     await use(engine)
                     await engine.pool.settled()
             finally:
-                engine.close()
+                await engine.close()
 
         asyncio.run(within())
 
@@ -88,6 +95,36 @@ def test_who_waits_for_another_computes_it_when_that_one_leaves(run: Callable[..
         assert (await waiting).vectors.shape == (2, 32)
 
     run(use)
+
+
+def test_what_one_process_has_embedded_another_finds_in_valkey(
+    run: Callable[..., None], passes: list[int], servers: tuple[str, str]
+) -> None:
+    found: list[bytes] = []
+
+    async def use(engine: InferenceEngine) -> None:
+        found.append((await engine.embed(MODEL, ["shared, by " + servers[1]], [None])).vectors.tobytes())
+
+    for _ in range(2):
+        run(use, shared_vector_seconds=60)
+    assert passes == [1]
+    assert found[0] == found[1]
+    with Redis.from_url(servers[1]) as redis:
+        for key in redis.scan_iter("likeness:vector:*"):
+            redis.set(key, redis.get(key)[:-4] + b"\0\0\xc0\x7f")  # NaN, as whoever can write there may leave
+    run(use, shared_vector_seconds=60)
+    assert found[2] == found[0]
+    assert passes == [1, 1]
+
+
+def test_without_valkey_nothing_is_shared_and_all_is_answered(run: Callable[..., None], passes: list[int]) -> None:
+    async def use(engine: InferenceEngine) -> None:
+        engine.shared = SharedVectors("unix:///nowhere/valkey.sock", seconds=60)
+        for number in range(3):
+            assert (await engine.embed(MODEL, [f"number {number}"], [None])).vectors.shape == (1, 32)
+
+    run(use)
+    assert passes == [1, 1, 1]
 
 
 def test_a_cut_text_is_told_of_also_when_it_is_remembered(run: Callable[..., None]) -> None:
