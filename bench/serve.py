@@ -92,9 +92,12 @@ class _Bench:
                     self._soak(server, self._options.soak)
                 return
             asked = set(self._options.only)
-            if asked & {"grid", "long", "growth", "overload", "neighbours"}:
+            if asked & {"grid", "long", "growth"}:
                 with self._servers(Path(folder)) as servers:
                     self._run_beside(servers, asked)
+            if asked & {"overload", "neighbours"}:
+                with likeness(Path(folder) / "alone", **_NO_CACHE) as server:
+                    self._run_alone(server, asked)
             if "grid" in asked:
                 with likeness(Path(folder) / "remembering") as server:
                     self._variants(server, "remembered vectors")
@@ -122,10 +125,13 @@ class _Bench:
                 for server in servers:
                     self._say(f"{clients} clients, {server.name}")
                     self._results.growth[clients, server.name] = put(self._load(server, Shape(clients, 1)))
+
+    def _run_alone(self, server: Server, asked: set[str]) -> None:
+        self._await_modes(server)
         if "overload" in asked:
-            self._overload(servers[0])
+            self._overload(server)
         if "neighbours" in asked:
-            self._neighbours(servers[0])
+            self._neighbours(server)
 
     def _grid(self, servers: list[Server]) -> None:
         for number in range(1 if self._options.quick else ROUNDS):

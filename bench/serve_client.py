@@ -78,7 +78,8 @@ class Waiting:
 
     def __call__(self) -> Outcome:
         assert self.process.stdout is not None
-        told = self.process.stdout.read()
+        with self.process.stdout as stdout:
+            told = stdout.read()
         if self.process.wait() != 0:
             raise RuntimeError("the clients failed; see above")
         return Outcome(**json.loads(told))
