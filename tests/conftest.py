@@ -36,6 +36,26 @@ _servers_of_run: tuple[str, str] | None = None
 _FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 
 
+#: Files of few tests that take long, for they start whole installations: first, so that no process of the run ends with
+#: one of them while the other has nothing left to do.
+_LONG = (
+    "workers/test_worker.py", "service/test_up.py", "workers/test_tasks.py", "workers/training/test_several_processes.py",
+    "chaos/test_short.py", "workers/training/test_run.py", "workers/training/test_checkpoints.py",
+)  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep xdist from beginning with the files of many tests, which are the quick ones."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take long first; all others in their order."""
+    folder = Path(__file__).parent
+    places = {folder / name: place for place, name in enumerate(_LONG)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _environment() -> None:
     # For the processes that tests start: as many run side by side, and what is compared with what a test computes
