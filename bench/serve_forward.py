@@ -32,7 +32,7 @@ def bare(model: str, mode: str, texts: Sequence[str], *, batch: int, lanes: int,
 
 def _measured(model: str, mode: str, texts: Sequence[str], batch: int, lanes: int, seconds: float) -> float:
     encoder = TextEncoder.load(locate(model, None), device="cuda" if torch.cuda.is_available() else "cpu")
-    forward = Forward(model, encoder)
+    forward = Forward(model, encoder, "")
     if not is_mode(mode):
         raise ValueError(mode)
     forward.choose_modes(mode)

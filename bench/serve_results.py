@@ -56,7 +56,7 @@ class Results:
     overload: Overload | None = None
     single_alone: Outcome | None = None
     single_beside_bulk: Outcome | None = None
-    batch_ms: float = 0.0  # the longest pass beside bulk
+    batch_ms: float = 0.0  # the longest pass so far
     swaps: int = 0
     swap: Outcome | None = None
     mixed_answers: int = 0

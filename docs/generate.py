@@ -119,7 +119,8 @@ def _variable(name: str, field: FieldInfo) -> str:
 
 
 def _default(field: FieldInfo) -> str:
-    return "not set" if field.default is None else f"`{field.default}`"
+    default = field.get_default(call_default_factory=True)
+    return "not set" if default is None else f"`{default}`"
 
 
 def _error_sections() -> Iterator[tuple[str, list[str]]]:

@@ -37,6 +37,7 @@ class Session:
         values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in graph.weights.values()]
         options.add_external_initializers(list(graph.weights), values)
         self._session = onnxruntime.InferenceSession(graph.model, options, providers=["CPUExecutionProvider"])
+        self._weights = graph.weights  # which the session may read where they are
         self._pooling = encoder.pooling
         self._width = encoder.transformer.word_embeddings.embedding_dim
         self._dimension = encoder.dimension

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
+from starlette.requests import ClientDisconnect
 
 from api_schemas.errors import LikenessError
 
@@ -53,7 +54,7 @@ class Metrics:
         self._durations = {
             part: Histogram(f"te_request_{name}", help_, registry=self._registry, buckets=_SECONDS)
             for part, name, help_ in (
-                ("total", "duration", "Seconds from a request's arrival to its answer"),
+                ("total", "duration", "Seconds from a request's arrival in the queue to its vectors"),
                 ("tokenize", "tokenization_duration", "Seconds in which a request's texts were tokenized"),
                 ("queue", "queue_duration", "Seconds until a request's first forward pass"),
                 ("forward", "inference_duration", "Seconds from a request's first forward pass to the end of its last"),
@@ -79,8 +80,12 @@ class Metrics:
         self.requests[method] += 1
         try:
             yield
-        except LikenessError as error:
-            failure = _FAILURES.get(error.code, "validation")
+        except ClientDisconnect:
+            raise
+        except Exception as error:
+            # Whatever isn't a refusal is a defect of the forward or of ours.
+            code = error.code if isinstance(error, LikenessError) else "model_output_invalid"
+            failure = _FAILURES.get(code, "validation")
             self.failures[failure] = self.failures.get(failure, 0) + 1
             raise
         else:
@@ -90,9 +95,10 @@ class Metrics:
     def took(self, seconds: float, timings: Timings, tokens: int) -> None:
         """Where an answered request's time went."""
         self._durations["total"].observe(seconds)
-        self._durations["tokenize"].observe(timings.tokenize)
-        self._durations["queue"].observe(timings.queue)
-        self._durations["forward"].observe(timings.forward)
+        if timings.forward:  # else all vectors were known
+            self._durations["tokenize"].observe(timings.tokenize)
+            self._durations["queue"].observe(timings.queue)
+            self._durations["forward"].observe(timings.forward)
         self._length.observe(tokens)
 
     def text(self) -> bytes:
@@ -136,27 +142,36 @@ def _of_engine(engine: InferenceEngine) -> Iterator[Metric]:
     yield _one("likeness_pass_texts", "Texts in forward passes", passes.texts)
     yield _one("likeness_pass_tokens", "Tokens in forward passes", passes.tokens)
     yield _one("likeness_pass_seconds", "Seconds of forward passes, of all threads together", passes.seconds)
+    yield _one("likeness_longest_pass_seconds", "Seconds of the longest pass so far", batcher.longest_pass)
     yield _by("likeness_pass_troubles", "Forward passes that failed, and were halved for lack of memory", "what",
               {"failed": passes.failed, "halved": passes.halved})  # fmt: skip
     yield _one("likeness_forward_threads_replaced", "Threads that died or did not come back", engine.lanes.replaced)
-    yield _by("likeness_vector_cache", "Texts by whether their vector was known", "found",
-              {"known": cache.hits, "unknown": cache.misses, "shared": engine.shared.hits})  # fmt: skip
+    known = {"known": cache.hits, "shared": engine.shared.hits, "unknown": cache.misses - engine.shared.hits}
+    yield _by("likeness_vector_cache", "Texts by whether their vector was known", "found", known)
     yield _one("likeness_vector_cache_bytes", "Memory of known vectors", cache.bytes)
-    yield _by(
-        "likeness_models", "Models loaded and dropped so far", "what", {"loaded": pool.loads, "dropped": pool.drops}
-    )
+    yield _one("likeness_vector_cache_entries", "Known vectors", len(cache))
+    moves = {"loaded": pool.loads, "dropped": pool.drops}
+    yield _by("likeness_models", "Models loaded and dropped so far", "what", moves)
     loaded = list(pool.loaded())
-    yield _by(
-        "likeness_model_bytes", "Memory of a model's weights", "model", {each.name: each.size_bytes for each in loaded}
-    )
-    modes = Metric("likeness_model_mode", "The mode of a model's passes over one text, and over several", "unknown")
-    padding = Metric("likeness_padding", "Share of a model's operations that padding took", "unknown")
+    sizes: dict[str, int] = {}
     for each in loaded:
-        labels = {"model": each.name, "single": each.choice.single, "several": each.choice.several}
-        modes.add_sample(modes.name, labels, 1)
-        padding.add_sample(padding.name, {"model": each.name}, each.padding)
+        name = _public(each.name)
+        sizes[name] = sizes.get(name, 0) + each.size_bytes
+    yield _by("likeness_model_bytes", "Memory of models' weights", "model", sizes)
+    modes = Metric("likeness_model_mode", "The modes of a base model: for one text, and for several", "unknown")
+    padding = Metric("likeness_padding", "Share of a base model's operations that padding took", "unknown")
+    for each in loaded:
+        if _public(each.name) == each.name:
+            labels = {"model": each.name, "single": each.choice.single, "several": each.choice.several}
+            modes.add_sample(modes.name, labels, 1)
+            padding.add_sample(padding.name, {"model": each.name}, each.padding)
     yield modes
     yield padding
+
+
+def _public(name: str) -> str:
+    """A model's name as every team may see it: those of tuned models are their teams' own."""
+    return "fine-tuned" if name.startswith("ft:") else name
 
 
 def _one(name: str, help_: str, value: float) -> Metric:

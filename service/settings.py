@@ -1,8 +1,8 @@
 """How the HTTP side runs. The environment's names are the fields' with `LIKENESS_` before them."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr, field_validator
 
 from storage.settings import StorageSettings
 
@@ -44,11 +44,13 @@ class ServiceSettings(StorageSettings):
         ge=0,
         description="How much memory vectors of texts that were embedded before may take; 0 keeps none.",
     )
-    shared_vector_seconds: int = Field(
-        default=0,
-        ge=0,
-        description="How long such vectors are kept in Valkey too, for other processes; 0 shares none. Needs "
-        "`LIKENESS_VECTOR_CACHE_BYTES`.",
+    shared_vectors_url: SecretStr | None = Field(
+        default=None,
+        description="A Valkey or Redis in which processes share such vectors, as redis://host:6379/1. Not that of the "
+        "queue: it may fill up, and then has to forget (`maxmemory-policy allkeys-lru`). Not set: none are shared.",
+    )
+    shared_vectors_seconds: int = Field(
+        default=86_400, ge=1, description="How long shared vectors are kept after they were made."
     )
     default_model: str = Field(
         default="sentence-transformers/all-MiniLM-L6-v2",
@@ -87,3 +89,10 @@ class ServiceSettings(StorageSettings):
         ge=0,
         description="How long requests in flight may take after that.",
     )
+
+    @field_validator("forward_threads", mode="before")
+    @classmethod
+    def _is_auto_or_threads(cls, value: Any) -> Any:
+        if value == "auto" or (str(value).isdecimal() and int(value) >= 1):
+            return value
+        raise ValueError("it must be auto, or a number from 1 on")

@@ -39,8 +39,9 @@ _FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 #: Files of few tests that take long, for they start whole installations: first, so that no process of the run ends with
 #: one of them while the other has nothing left to do.
 _LONG = (
-    "workers/test_worker.py", "service/test_up.py", "workers/test_tasks.py", "workers/training/test_several_processes.py",
-    "chaos/test_short.py", "workers/training/test_run.py", "workers/training/test_checkpoints.py",
+    "workers/test_worker.py", "service/test_up.py", "workers/test_tasks.py", "chaos/test_short.py",
+    "workers/training/test_several_processes.py", "workers/training/test_run.py",
+    "workers/training/test_checkpoints.py",
 )  # fmt: skip
 
 

@@ -11,16 +11,13 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
-import numpy.typing as npt
 import structlog
 
 from api_schemas.errors import LikenessError
 from service.inference.lanes import ForwardLostError, Lanes
+from service.inference.modes import Tokens, Vectors
 
 log = structlog.get_logger(__name__)
-
-Tokens = npt.NDArray[np.int32] | npt.NDArray[np.float32]
-Vectors = npt.NDArray[np.float32]
 
 
 #: Token ids of n texts, each (length,), or n vectors for an adapter → unit vectors (n, d).
@@ -28,8 +25,9 @@ Embed = Callable[[Sequence[Tokens]], Vectors]
 
 #: Texts that wait while no forward pass ends are stuck after so long, or three times the longest pass so far.
 _STUCK_SECONDS = 10.0
-#: A pass that takes so long, or ten times the longest so far, is given up.
+#: A pass that takes so long, or ten times the longest so far, is given up; and in any case one that takes longer still.
 _LOST_SECONDS = 120.0
+_SURELY_LOST_SECONDS = 600.0
 #: About how long a pass may take where many wait: whoever comes next waits for it.
 _PASS_SECONDS = 0.15
 #: The least that a pass may hold, whatever it takes: passes over less are inefficient.
@@ -100,7 +98,8 @@ class Batcher:
         self._rates: WeakKeyDictionary[Embed, float] = WeakKeyDictionary()  # tokens a second on one lane
         self._rate = 0.0  # of all encoders
         self._moved = time.monotonic()
-        self._longest_pass = 0.0
+        self.longest_pass = 0.0
+        """Seconds, of those that came to an end."""
         self.passes = Passes()
         #: Called with the texts and tokens of each pass that came to its end.
         self.observe: Callable[[int, int], None] = lambda _texts, _tokens: None
@@ -112,8 +111,8 @@ class Batcher:
 
     @property
     def waiting_requests(self) -> int:
-        """Requests with texts that no pass has begun with."""
-        return len(self._requests)
+        """Requests with texts that no pass has begun with, and somebody who wants their vectors."""
+        return sum(not request.answer.done() for request in self._requests)
 
     @property
     def is_busy(self) -> bool:
@@ -124,7 +123,7 @@ class Batcher:
     def is_stuck(self) -> bool:
         """Whether texts wait and nothing has become of any for longer than a forward pass can take."""
         silence = time.monotonic() - self._moved
-        return self.is_busy and silence > max(_STUCK_SECONDS, 3 * self._longest_pass)
+        return self.is_busy and silence > max(_STUCK_SECONDS, 3 * self.longest_pass)
 
     async def embed(self, embed: Embed, tokens: Sequence[Tokens], *, costs: list[int] | None = None) -> Answer:
         """The vectors of a request's texts.
@@ -150,8 +149,11 @@ class Batcher:
 
     def _refuse_beyond_limits(self, count: int) -> None:
         wait = self._seconds_until_a_turn()
-        if wait <= self._queue_seconds and (not self._queued or self._queued + count <= self._most_queued):
+        has_room = not self._queued or self._queued + count <= self._most_queued
+        if wait <= self._queue_seconds and has_room:
             return
+        if not has_room:
+            wait = self._queued / (self._rate * self._lanes.count) if self._rate else 1.0
         # When about half of what waits is done, there is room again.
         milliseconds = int(min(max(500.0 * wait, 100.0), 30_000.0))
         raise LikenessError(
@@ -164,7 +166,7 @@ class Batcher:
         """For a request that came now: until one text of each that waits before it is embedded."""
         if not self._requests or not self._rate:
             return 0.0
-        costs = sum(request.costs[min(request.taken, len(request.costs) - 1)] for request in self._requests)
+        costs = sum(request.costs[request.taken] for request in self._requests if not request.answer.done())
         return costs / (self._rate * self._lanes.count)
 
     def _begin_passes(self) -> None:
@@ -215,23 +217,22 @@ class Batcher:
             vectors = await self._timed_pass(batch, tokens)
             if not np.isfinite(vectors).all():
                 raise LikenessError("model_output_invalid", "The model produced NaN for one of these texts.")
+            for (request, index), vector in zip(batch, vectors, strict=True):
+                _deliver(request, index, vector)
         except ForwardLostError as error:
             self._fail(batch, LikenessError("forward_lost", f"The forward pass over these texts is lost: {error}."))
         except Exception as error:  # noqa: BLE001 — whatever a forward raises must reach those who wait for it
             await self._isolate(batch, error)
-        else:
-            for (request, index), vector in zip(batch, vectors, strict=True):
-                _deliver(request, index, vector)
 
     async def _timed_pass(self, batch: list[_Place], tokens: list[Tokens]) -> Vectors:
         embed = batch[0][0].embed
         began = time.monotonic()
+        at_most = min(max(_LOST_SECONDS, 10 * self.longest_pass), _SURELY_LOST_SECONDS)
         try:
-            at_most = max(_LOST_SECONDS, 10 * self._longest_pass)
             vectors = await self._lanes.run(lambda: embed(tokens), at_most=at_most)
         finally:
             self._moved = time.monotonic()
-            self._longest_pass = max(self._longest_pass, self._moved - began)
+        self.longest_pass = max(self.longest_pass, self._moved - began)
         self._count(batch, self._moved - began)
         return vectors
 
@@ -242,6 +243,8 @@ class Batcher:
         self.passes.tokens += tokens
         self.passes.seconds += seconds
         self.observe(len(batch), tokens)
+        if tokens < _LEAST_TOKENS:  # says little of how fast many are
+            return
         embed, rate = batch[0][0].embed, tokens / max(seconds, 1e-6)
         self._rates[embed] = _smoothed(self._rates.get(embed), rate)
         self._rate = _smoothed(self._rate or None, rate)

@@ -38,12 +38,14 @@ _PROBE_SECONDS = 30.0
 _NUMBERS_A_TOKEN = 64
 #: Texts of so many characters together are tokenized where they are: handing them to a thread takes longer.
 _FEW_CHARACTERS = 2000
+#: Requests for no more texts than that promise them to others who want the same.
+_FEW_TEXTS = 32
 _MOST_LANES = 4
 
 
 @dataclass(frozen=True)
 class Timings:
-    """Where a request's time went, in seconds."""
+    """Where a request's time went, in seconds; all 0 where no pass was needed."""
 
     tokenize: float = 0.0
     queue: float = 0.0
@@ -80,7 +82,8 @@ class InferenceEngine:
             queue_seconds=settings.queue_seconds,
         )
         self.cache = VectorCache(settings.vector_cache_bytes)
-        self.shared = SharedVectors(settings.required_redis_url, seconds=settings.shared_vector_seconds)
+        url = settings.shared_vectors_url
+        self.shared = SharedVectors(url.get_secret_value() if url else None, seconds=settings.shared_vectors_seconds)
 
     async def embed(self, model: NamedModel, texts: Sequence[str], prompts: Sequence[str | None]) -> Embedded:
         """Embed texts with a model, each behind the prompt of the model that is named for it, if one is.
@@ -88,7 +91,7 @@ class InferenceEngine:
         Raises LikenessError as the pool and the batcher do, and `invalid_value` for a prompt that the model lacks.
         """
         async with self.pool.using(model) as forward:
-            work = _Work(self, forward, _version(model), texts, prompts)
+            work = _Work(self, forward, texts, prompts)
             return await work.run()
 
     async def adapt(self, model: NamedModel, vectors: Sequence[Sequence[float]], names: Sequence[str]) -> Embedded:
@@ -145,7 +148,6 @@ class _Work:
         self,
         engine: InferenceEngine,
         forward: Forward,
-        version: str,
         texts: Sequence[str],
         prompts: Sequence[str | None],
     ) -> None:
@@ -154,6 +156,7 @@ class _Work:
         self._forward = forward
         self._texts = texts
         self._prompts = prompts
+        version = forward.version
         self._keys = [key_of(version, prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
         self._known: dict[bytes, Known] = {}
         self._timings = Timings()
@@ -191,11 +194,13 @@ class _Work:
         places = [place for place in places if self._cache.coming(self._keys[place]) is None]
         if not places:
             return
-        for place in places:
-            self._cache.promise(self._keys[place])
+        # Who wants one text had better not wait for a request of very many.
+        promised = [self._keys[place] for place in places] if len(places) <= _FEW_TEXTS else []
+        for key in promised:
+            self._cache.promise(key)
         try:
             keys = [self._keys[place] for place in places]
-            shared = await self._engine.shared.find(keys)
+            shared = await self._engine.shared.find(keys, self._forward.encoder.dimension)
             unknown = [place for place in places if self._keys[place] not in shared]
             made = {self._keys[place]: known for place, known in zip(unknown, await self._made(unknown), strict=True)}
             for key, known in {**shared, **made}.items():
@@ -203,8 +208,8 @@ class _Work:
                 self._cache.keep(key, known)
             await self._engine.shared.keep(made)
         finally:
-            for place in places:
-                self._cache.give_up(self._keys[place])
+            for key in promised:
+                self._cache.give_up(key)
 
     async def _made(self, places: Sequence[int]) -> list[Known]:
         if not places:
@@ -223,7 +228,9 @@ class _Work:
         encoder = cast(TextEncoder, self._forward.encoder)
         texts, prompts = [self._texts[place] for place in places], [self._prompts[place] for place in places]
         try:
-            if sum(map(len, texts)) <= _FEW_CHARACTERS:
+            before = {prompt: len(encoder.prompts.of(prompt)) for prompt in set(prompts)}
+            characters = sum(len(text) + before[prompt] for text, prompt in zip(texts, prompts, strict=True))
+            if characters <= _FEW_CHARACTERS:
                 return _tokenize(encoder, texts, prompts)
             # The tokenizer releases the GIL, and long texts take a while.
             return await asyncio.to_thread(_tokenize, encoder, texts, prompts)
@@ -236,11 +243,6 @@ def _lanes(settings: ServiceSettings) -> int:
     if settings.forward_threads != "auto":
         return settings.forward_threads
     return min(_MOST_LANES, len(os.sched_getaffinity(0)))
-
-
-def _version(model: NamedModel) -> str:
-    """What a vector is known by: bytes of weights, or a name that stands for one folder for ever."""
-    return model.artifact or model.weights_sha256 or model.name
 
 
 def _assembled(known: Sequence[Known], timings: Timings) -> Embedded:

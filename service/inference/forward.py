@@ -16,13 +16,21 @@ log = structlog.get_logger(__name__)
 class Forward:
     """An encoder's forward. Until its modes are chosen it runs in the reference."""
 
-    def __init__(self, name: str, encoder: AnyEncoder) -> None:
+    def __init__(self, name: str, encoder: AnyEncoder, version: str) -> None:
+        """version: what decides the vectors, in a string; see `version`."""
         self.name = name
+        self._version = version
         self.encoder = encoder
         self.choice = Choice()
         self.has_chosen = False
         self._runs = Runs(encoder)
         self._single = self._several = self._runs[REFERENCE]
+
+    @property
+    def version(self) -> str:
+        """The same for forwards that give the same vectors, but for rounding of float32."""
+        rough = "torch-bf16" in (self.choice.single, self.choice.several)
+        return f"{self._version} bf16" if rough else self._version
 
     @property
     def size_bytes(self) -> int:

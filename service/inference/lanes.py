@@ -24,8 +24,9 @@ class Lanes:
     Belongs to one event loop.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, *, name: str = "forward") -> None:
         self.count = count
+        self._name = name
         self.replaced = 0
         self._passes: SimpleQueue[_Pass[Any] | None] = SimpleQueue()
         for _ in range(count):
@@ -56,7 +57,7 @@ class Lanes:
             self._passes.put(None)
 
     def _start(self) -> None:
-        threading.Thread(target=self._serve, name="forward", daemon=True).start()
+        threading.Thread(target=self._serve, name=self._name, daemon=True).start()
 
     def _replace(self, why: str) -> None:
         self.replaced += 1
@@ -72,6 +73,7 @@ class Lanes:
                 return
             if asked.is_given_up:  # another has this one's place
                 return
+            del asked  # or it would hold its encoder and its vectors until the next one comes
 
 
 class _Pass(Generic[Result]):

@@ -29,12 +29,14 @@ REFERENCE: Mode = "torch-fp32"
 #: A mode whose vector of some text is further than this from the reference's is refused.
 LOWEST_COSINE = 0.9995
 
+#: A text's ids (length,), or a vector for an adapter.
 Tokens = npt.NDArray[np.int32] | npt.NDArray[np.float32]
 Vectors = npt.NDArray[np.float32]
 Run = Callable[[Sequence[Any]], Vectors]
 
-#: How much memory the weights take in a mode, to those in float32. A session lays out a copy in its own way.
-_SHARES: dict[Mode, float] = {"torch-fp32": 1.0, "torch-bf16": 0.5, "onnxruntime-fp32": 1.2}
+#: How much memory the weights take in a mode, to those in float32. A session lays out matrices in its own way, beside
+#: those that it was given.
+_SHARES: dict[Mode, float] = {"torch-fp32": 1.0, "torch-bf16": 0.5, "onnxruntime-fp32": 1.7}
 #: How much more than the reference a model may take once its modes are chosen.
 LARGEST_SHARE = max(share for mode, share in _SHARES.items() if mode != REFERENCE)
 #: Texts that modes are tried with, by their lengths in tokens: those of a batch, and a long one.
@@ -100,6 +102,8 @@ class Runs:
         """Let go of what is not used."""
         used = {choice.single, choice.several, REFERENCE}
         self._made = {mode: run for mode, run in self._made.items() if mode in used}
+        if "onnxruntime-fp32" not in used:
+            self._session = None
 
     @property
     def size_bytes(self) -> int:
@@ -145,7 +149,7 @@ def choose(runs: Runs, asked: Mode | None) -> Choice:
 
 def confirm(runs: Runs, choice: Choice) -> Choice:
     """The modes of another encoder of the same architecture, where they agree with the reference for this one too."""
-    refused = list(choice.refused)
+    refused: list[tuple[Mode, str]] = []
     agreeing = [REFERENCE, *_agreeing(runs, {choice.single, choice.several} - {REFERENCE}, refused)]
     single, several = (mode if mode in agreeing else REFERENCE for mode in (choice.single, choice.several))
     return Choice(single, several, tuple(refused))
@@ -167,8 +171,9 @@ def _agreeing(runs: Runs, modes: Iterable[Mode], refused: list[tuple[Mode, str]]
 
 
 def _lowest_cosine(runs: Runs, mode: Mode) -> float:
+    run = runs[mode]
     texts = _texts(runs.encoder, [*_LENGTHS, _LONG])
-    expected, found = runs[REFERENCE](texts), runs[mode](texts)
+    expected, found = runs[REFERENCE](texts), run(texts)
     return float(np.einsum("nd,nd->n", expected, found).min())
 
 

@@ -7,7 +7,6 @@ import re
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Collection, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,8 +19,10 @@ from api_schemas.errors import LikenessError
 from encoders import registry
 from encoders.errors import EncoderError
 from encoders.folder import WEIGHTS
-from encoders.loading import load
+from encoders.loading import AnyEncoder, load
+from encoders.text import TextEncoder
 from service.inference.forward import Forward
+from service.inference.lanes import Lanes
 from service.inference.modes import LARGEST_SHARE, Choice, Mode
 from service.model_names import NamedModel
 from storage.artifacts import corrupt_model, failing_disk_is_told
@@ -33,6 +34,9 @@ log = structlog.get_logger(__name__)
 _PATH = re.compile(r"(?<![\w./])(/[^\s/'\",;]+)+")
 #: How often a damaged model is looked at again, which reads all of it.
 _LOOK_AGAIN_SECONDS = 10.0
+#: How long a request waits for models that are in use to make room.
+_ROOM_SECONDS = 10.0
+_LOADS_AT_ONCE = 2
 
 
 @dataclass(eq=False)
@@ -78,9 +82,10 @@ class EncoderPool:
         self._mode = mode
         self._entries: OrderedDict[str, _Entry] = OrderedDict()  # by last use
         self._looked: dict[str, float] = {}  # when damaged models were looked at here, by the monotonic clock
-        self._released = asyncio.Condition()
+        self._waiting: list[asyncio.Future[None]] = []  # for anything that may make room
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._choosing = ThreadPoolExecutor(1, thread_name_prefix="modes")
+        self._loading = Lanes(_LOADS_AT_ONCE, name="loading")
+        self._choosing = Lanes(1, name="modes")
         self._choices: dict[str, Choice] = {}  # by architecture: models of one are equally fast
         self._filling: set[asyncio.Future[None]] = set()  # held here: the event loop does not
         self.loads = 0
@@ -96,9 +101,7 @@ class EncoderPool:
             yield await asyncio.shield(entry.loading)
         finally:
             entry.users -= 1
-            if not entry.users:
-                async with self._released:
-                    self._released.notify_all()
+            self._changed()
 
     async def get(self, model: NamedModel) -> Forward:
         """A model's forward. Raises LikenessError `weights_unavailable`, `artifact_corrupt` or `storage_failed`.
@@ -136,7 +139,8 @@ class EncoderPool:
 
     def close(self) -> None:
         """Begin nothing more in the background."""
-        self._choosing.shutdown(wait=False, cancel_futures=True)
+        self._loading.close()
+        self._choosing.close()
 
     async def _entry(self, model: NamedModel) -> _Entry:
         entry = self._entries.get(model.name)
@@ -157,40 +161,73 @@ class EncoderPool:
         """Load an entry's encoder, as soon as there is room for it."""
         try:
             await self._make_room(entry)
-            forward = await asyncio.to_thread(self._load, model)
+            forward = await self._loading.run(partial(self._load, model))
         except Exception as error:  # noqa: BLE001 — it is for those who wait
             if not entry.loading.done():
                 entry.loading.set_exception(error)
                 entry.loading.exception()  # heard, if by nobody else
+            self._changed()
             return
         entry.loading.set_result(forward)
         self.loads += 1
-        await asyncio.get_running_loop().run_in_executor(self._choosing, self._choose, forward)
+        self._changed()
+        await self._choosing.run(partial(self._choose, forward))
         entry.is_settled = True
-        self._drop_idle(0)
+        self._drop_idle(0, keep=entry)
+        self._changed()
 
     async def _make_room(self, wanted: _Entry) -> None:
+        """Wait until there is room for an entry. Raises LikenessError `rate_limit_exceeded` if that takes too long."""
+        deadline = time.monotonic() + _ROOM_SECONDS
         while True:
             fits = self._drop_idle(wanted.size_bytes)
             if fits or all(name in self._pinned for name, entry in self._entries.items() if entry.is_admitted):
                 wanted.is_admitted = True
                 return
-            async with self._released:
-                await self._released.wait()
+            if not await self._change(deadline - time.monotonic()):
+                raise LikenessError(
+                    "rate_limit_exceeded",
+                    "There is no room for this model in memory: all of it is taken by models that are in use.",
+                    headers={"Retry-After": "5", "retry-after-ms": "5000"},
+                )
 
-    def _drop_idle(self, wanted_bytes: int) -> bool:
-        """Drop what is used least until so many bytes more fit. Returns whether they do."""
+    def _drop_idle(self, wanted_bytes: int, *, keep: _Entry | None = None) -> bool:
+        """Drop what is used least until so many bytes more fit, or nothing if they can't. Returns whether they do."""
         admitted = [(name, entry) for name, entry in self._entries.items() if entry.is_admitted]
-        held = sum(entry.size_bytes for _, entry in admitted)
-        for name, entry in admitted:
-            if held + wanted_bytes <= self._memory_bytes:
+        over = sum(entry.size_bytes for _, entry in admitted) + wanted_bytes - self._memory_bytes
+        idle = [(name, entry) for name, entry in admitted if entry is not keep and self._may_go(name, entry)]
+        # One model is loaded however large it is, where no other is.
+        if over > sum(entry.size_bytes for _, entry in idle) and len(idle) < len(admitted):
+            return False
+        for name, entry in idle:
+            if over <= 0:
                 break
-            if entry.loading.done() and not entry.users and name not in self._pinned:
-                del self._entries[name]
-                held -= entry.size_bytes
-                self.drops += 1
-                log.info("encoder_dropped", model=name)
-        return held + wanted_bytes <= self._memory_bytes or not held
+            del self._entries[name]
+            over -= entry.size_bytes
+            self.drops += 1
+            log.info("encoder_dropped", model=name)
+        return True
+
+    def _may_go(self, name: str, entry: _Entry) -> bool:
+        return entry.loading.done() and not entry.users and name not in self._pinned
+
+    async def _change(self, seconds: float) -> bool:
+        """Wait for anything that may make room, for so long. Whether it came."""
+        change: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(change)
+        try:
+            async with asyncio.timeout(seconds):
+                await change
+        except TimeoutError:
+            return False
+        return True
+
+    def _changed(self) -> None:
+        """Let those who wait for room look again."""
+        waiting, self._waiting = self._waiting, []
+        for change in waiting:
+            if not change.done():
+                change.set_result(None)
 
     def _withdraw(self, name: str, damage: str) -> None:
         """Forget a damaged model, and refuse it unless it is time to look whether it has been mended."""
@@ -221,19 +258,24 @@ class EncoderPool:
     def _load(self, model: NamedModel) -> Forward:
         try:
             with failing_disk_is_told():
-                encoder = load(self._folder(model), model.reads, device=self._device)
+                folder = self._folder(model)
+                encoder = load(folder, model.reads, device=self._device)
+                version = _version(model, folder, encoder)
         except (EncoderError, OSError) as error:
             log.error("encoder_not_loaded", model=model.name, reason=str(error))
             message = f"{model.name} can't be loaded: {_PATH.sub(_last_part, str(error))}"
             raise LikenessError("weights_unavailable", message) from error
         log.info("encoder_loaded", model=model.name, device=self._device)
-        return Forward(model.name, encoder.eval())
+        return Forward(model.name, encoder.eval(), version)
 
     def _choose(self, forward: Forward) -> None:
         """Find the fastest modes, beside requests that are answered already; on a thread of its own."""
         try:
             known = self._choices.get(forward.architecture)
-            self._choices[forward.architecture] = forward.choose_modes(self._mode, known=known)
+            choice = forward.choose_modes(self._mode, known=known)
+            # What one model was refused another of its architecture may have.
+            if known is None and not choice.refused:
+                self._choices[forward.architecture] = choice
         except Exception:  # it runs as it was loaded
             log.exception("modes_not_chosen", model=forward.name)
 
@@ -245,6 +287,17 @@ class EncoderPool:
         if model.weights_sha256 is not None:
             registry.verify_weights(folder, model.weights_sha256)
         return folder
+
+
+def _version(model: NamedModel, folder: Path, encoder: AnyEncoder) -> str:
+    """What vectors are known by: all that decides them but the text, its prompt and the mode."""
+    if model.artifact is not None:
+        return model.artifact  # a folder that never changes
+    weights = (folder / WEIGHTS).stat()
+    parts = [model.name, model.weights_sha256 or f"{weights.st_size} {weights.st_mtime_ns}"]
+    if isinstance(encoder, TextEncoder):
+        parts += [encoder.tokenizer.fingerprint, encoder.pooling, str(encoder.prompts)]
+    return " ".join(parts)
 
 
 def _last_part(path: re.Match[str]) -> str:

@@ -41,7 +41,7 @@ class VectorCache:
         """most_bytes: 0 keeps nothing, and lets nobody wait for another."""
         self._most_bytes = most_bytes
         self._known: OrderedDict[bytes, Known] = OrderedDict()
-        self._coming: dict[bytes, asyncio.Future[Known | None]] = {}
+        self._coming: dict[bytes, asyncio.Future[None]] = {}
         self.bytes = 0
         self.hits = 0
         self.misses = 0
@@ -61,8 +61,8 @@ class VectorCache:
             self._known.move_to_end(key)
         return known
 
-    def coming(self, key: bytes) -> asyncio.Future[Known | None] | None:
-        """What another request will have soon; its result is None if nothing came of it."""
+    def coming(self, key: bytes) -> asyncio.Future[None] | None:
+        """Done when another request has the vector, or has given up."""
         return self._coming.get(key)
 
     def promise(self, key: bytes) -> None:
@@ -71,7 +71,7 @@ class VectorCache:
 
     def keep(self, key: bytes, known: Known) -> None:
         """Keep a vector that was promised, and give it to those who wait."""
-        self._tell(key, known)
+        self._tell(key)
         if key in self._known:
             return
         # A copy: a row of a request's vectors would keep all of them in memory.
@@ -83,9 +83,9 @@ class VectorCache:
 
     def give_up(self, key: bytes) -> None:
         """Let those who wait for a promised vector make it themselves; nothing if it was kept."""
-        self._tell(key, None)
+        self._tell(key)
 
-    def _tell(self, key: bytes, known: Known | None) -> None:
+    def _tell(self, key: bytes) -> None:
         coming = self._coming.pop(key, None)
         if coming is not None and not coming.done():
-            coming.set_result(known)
+            coming.set_result(None)

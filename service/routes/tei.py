@@ -150,9 +150,12 @@ async def _embed(
     names: Sequence[str],
 ) -> Embedded:
     """The texts' vectors. Raises LikenessError for a prompt that isn't there, and for a text that must not be cut."""
-    _prompt(await _encoder(engine, model), options.prompt_name)
-    embedding = embed(engine, model, texts, names, [options.prompt_name] * len(texts))
-    embedded = await embedded_for(http, state, embedding, len(texts))
+
+    async def embedding() -> Embedded:
+        _prompt(await _encoder(engine, model), options.prompt_name)
+        return await embed(engine, model, texts, names, [options.prompt_name] * len(texts))
+
+    embedded = await embedded_for(http, state, embedding(), len(texts))
     if embedded.truncated:
         _refuse_cut(options, names[embedded.truncated[0]], model)
     return embedded

@@ -40,7 +40,7 @@ def upgrade() -> None:
     for table in _TELLING:
         op.execute(
             f"CREATE TRIGGER tell_names_changed AFTER INSERT OR UPDATE OR DELETE ON {table} "
-            "FOR EACH STATEMENT EXECUTE FUNCTION tell_names_changed()"
+            "FOR EACH ROW EXECUTE FUNCTION tell_names_changed()"
         )
 
 

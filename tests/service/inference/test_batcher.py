@@ -343,7 +343,7 @@ def test_a_request_whose_turn_would_come_too_late_is_refused_and_one_that_asks_f
     passes = Passes()
 
     async def use(batcher: Batcher) -> None:
-        await _vectors(batcher, passes, [_text(0)])  # from now on the speed is known
+        await _vectors(batcher, passes, [_text(0, length=1000)])  # from now on the speed is known
         first = await _behind_a_pass(batcher, passes)
         waiting = await _queued(batcher, passes, [_text(1, length=50)])
         for late in ([_text(2)], [_text(2)] * 50):

@@ -32,14 +32,10 @@ def passes() -> list[int]:
 
 
 @pytest.fixture
-def run(
-    database: Database, servers: tuple[str, str], base_models_dir: Path, tmp_path: Path, passes: list[int]
-) -> Callable[..., None]:
+def run(database: Database, base_models_dir: Path, tmp_path: Path, passes: list[int]) -> Callable[..., None]:
     def run(use: Callable[[InferenceEngine], Awaitable[None]], **settings: Any) -> None:
         async def within() -> None:
-            given = ServiceSettings(
-                base_models_dir=base_models_dir, redis_url=SecretStr(servers[1]), mode="torch-fp32", **settings
-            )
+            given = ServiceSettings(base_models_dir=base_models_dir, mode="torch-fp32", **settings)
             engine = InferenceEngine(given, ModelFolders(database, ArtifactStore(tmp_path)))
             engine.batcher.observe = lambda texts, _tokens: passes.append(texts)
             try:
@@ -85,6 +81,22 @@ def test_requests_for_one_text_at_once_compute_it_once(run: Callable[..., None],
     assert passes == [1]
 
 
+def test_who_wants_one_text_does_not_wait_for_a_request_of_very_many(
+    run: Callable[..., None], passes: list[int]
+) -> None:
+    many = [f"text {number}" for number in range(300)]
+
+    async def use(engine: InferenceEngine) -> None:
+        await engine.embed(MODEL, TEXTS[2:], [None])  # the model is there from now on
+        bulk = asyncio.create_task(engine.embed(MODEL, many, [None] * 300))
+        await asyncio.sleep(0)
+        one = await engine.embed(MODEL, many[-1:], [None])
+        assert not bulk.done()
+        assert np.abs((await bulk).vectors[-1] - one.vectors[0]).max() < 1e-6
+
+    run(use, tokens_per_batch=64, forward_threads=1)
+
+
 def test_who_waits_for_another_computes_it_when_that_one_leaves(run: Callable[..., None]) -> None:
     async def use(engine: InferenceEngine) -> None:
         await engine.embed(MODEL, TEXTS[2:], [None])  # the model is there from now on
@@ -106,13 +118,13 @@ def test_what_one_process_has_embedded_another_finds_in_valkey(
         found.append((await engine.embed(MODEL, ["shared, by " + servers[1]], [None])).vectors.tobytes())
 
     for _ in range(2):
-        run(use, shared_vector_seconds=60)
+        run(use, shared_vectors_url=SecretStr(servers[1]))
     assert passes == [1]
     assert found[0] == found[1]
     with Redis.from_url(servers[1]) as redis:
         for key in redis.scan_iter("likeness:vector:*"):
             redis.set(key, redis.get(key)[:-4] + b"\0\0\xc0\x7f")  # NaN, as whoever can write there may leave
-    run(use, shared_vector_seconds=60)
+    run(use, shared_vectors_url=SecretStr(servers[1]))
     assert found[2] == found[0]
     assert passes == [1, 1]
 

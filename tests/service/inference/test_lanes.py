@@ -1,8 +1,11 @@
 """The threads of forward passes: what is done on them is heard, whatever becomes of them."""
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import pytest
 
@@ -69,6 +72,21 @@ def test_a_thread_that_does_not_come_back_is_replaced_and_ends_when_it_does() ->
         assert not names[0].is_alive()
         assert await lanes.run(lambda: 8) == 8
         assert lanes.replaced == 1
+
+    _run(use)
+
+
+def test_a_thread_that_waits_holds_nothing_of_its_last_pass() -> None:
+    class Large: ...
+
+    async def use(lanes: Lanes) -> None:
+        large = Large()
+        gone = weakref.ref(large)
+        assert await lanes.run(partial(isinstance, large, Large))
+        del large
+        await lanes.run(int)  # by then the thread has let go of it
+        gc.collect()
+        assert gone() is None
 
     _run(use)
 

@@ -2,8 +2,10 @@
 
 import asyncio
 import errno
+import gc
 import os
 import shutil
+import weakref
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -59,7 +61,7 @@ def pool(folders: ModelFolders, base_models_dir: Path) -> EncoderPool:
 
 
 #: Two tiny encoders fit, with all that their modes may take, and no third.
-ROOM = 22_000_000
+ROOM = 27_000_000
 BASE = NamedModel(TINY, TINY, None, None, 32, 48)
 
 
@@ -104,6 +106,55 @@ def test_a_model_in_use_stays_and_another_waits_for_its_room(
     _run(EncoderPool(folders, base_models_dir=base_models_dir, memory_bytes=ROOM // 2), use)
 
 
+def test_a_model_whose_client_left_while_it_was_loaded_makes_room_for_the_next(
+    folders: ModelFolders, store: ArtifactStore, base_models_dir: Path
+) -> None:
+    a, b = (_publish(store, name, base_models_dir / TINY) for name in "ab")
+
+    async def use(pool: EncoderPool) -> None:
+        leaving, waiting = (asyncio.create_task(pool.get(model)) for model in (a, b))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        assert (await waiting).name == "b"
+
+    _run(EncoderPool(folders, base_models_dir=base_models_dir, memory_bytes=ROOM // 2), use)
+
+
+def test_a_model_for_which_no_room_comes_is_refused_in_time_and_drops_nobody(
+    folders: ModelFolders, store: ArtifactStore, base_models_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, c = (_publish(store, name, base_models_dir / TINY) for name in "abc")
+    monkeypatch.setattr("service.inference.pool._ROOM_SECONDS", 0.05)
+
+    async def use(pool: EncoderPool) -> None:
+        async with pool.using(a):
+            await pool.get(b)
+            await pool.settled()
+            monkeypatch.setattr(pool, "_memory_bytes", 1)
+            with pytest.raises(LikenessError) as refusal:
+                await pool.get(c)
+            assert (refusal.value.code, refusal.value.status) == ("rate_limit_exceeded", 429)
+            assert {each.name for each in pool.loaded()} == {"a", "b"}
+
+    _run(EncoderPool(folders, base_models_dir=base_models_dir, memory_bytes=ROOM), use)
+
+
+def test_models_that_were_dropped_are_gone_from_memory(
+    folders: ModelFolders, store: ArtifactStore, base_models_dir: Path
+) -> None:
+    a, b = (_publish(store, name, base_models_dir / TINY) for name in "ab")
+
+    async def use(pool: EncoderPool) -> None:
+        gone = weakref.ref(await pool.get(a))
+        await pool.settled()
+        await pool.get(b)
+        await pool.settled()
+        gc.collect()
+        assert gone() is None
+
+    _run(EncoderPool(folders, base_models_dir=base_models_dir, memory_bytes=1), use)
+
+
 def test_a_pinned_model_is_never_dropped(folders: ModelFolders, store: ArtifactStore, base_models_dir: Path) -> None:
     a, b, c = (_publish(store, name, base_models_dir / TINY) for name in "abc")
 
@@ -123,6 +174,7 @@ def test_a_model_larger_than_the_budget_is_served_alone(
     async def use(pool: EncoderPool) -> None:
         for model in (a, b, a):
             assert (await pool.get(model)).name == model.name
+            await pool.settled()
             assert [each.name for each in pool.loaded()] == [model.name]
 
     _run(EncoderPool(folders, base_models_dir=base_models_dir, memory_bytes=1), use)
