@@ -76,11 +76,11 @@ def test_an_image_installs_the_extras_of_its_role() -> None:
     chosen = {dockerfile.stem: _extras(dockerfile) for dockerfile in DOCKERFILES}
     assert chosen == {
         "api": set(),
-        "inference": {"torch", "minilm"},
+        "inference": {"fast", "minilm"},
         "worker": {"data", "torch", "minilm"},
         "worker-cpu": {"data"},
     }
-    assert {"data", "torch", "minilm"} <= extras.keys()
+    assert {"data", "torch", "fast", "minilm"} <= extras.keys()
 
 
 @pytest.mark.parametrize("stem", ["api", "worker-cpu"])
@@ -170,11 +170,16 @@ def test_the_queue_neither_evicts_nor_forgets() -> None:
 
 
 def test_the_gateway_sends_the_routes_of_inference_there_and_the_rest_to_the_api() -> None:
-    from service.routes import embeddings, similarity
+    from service.routes import embeddings, similarity, tei
 
     rules = (DOCKER / "Caddyfile").read_text()
-    prefixes = " ".join(router.prefix for router in (embeddings.router, similarity.router))
-    assert f"@inference path {prefixes}\n" in rules
+    found = re.search(r"@inference path (.*)\n", rules)
+    assert found is not None
+    sent = {path.removesuffix("/*") for path in found[1].split()}
+    assert sent == {
+        *(router.prefix for router in (embeddings.router, similarity.router)),
+        *(route.path.partition("/{")[0] for route in (*tei.router.routes, *tei.health_router.routes)),
+    }
     hosts = re.findall(r"reverse_proxy (?:@inference )?(\w+):8080", rules)
     assert hosts == ["inference", "api"]
     assert set(hosts) <= OURS.keys()

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import structlog
 
 from encoders.loading import AnyEncoder
-from service.inference.batcher import Tokens, Vectors
-from service.inference.modes import REFERENCE, Choice, Mode, Runs, choose, confirm
+from service.inference.modes import REFERENCE, Choice, Mode, Runs, Tokens, Vectors, choose, confirm
 
 log = structlog.get_logger(__name__)
 

@@ -78,9 +78,9 @@ def _written(known: Known) -> bytes:
     return _HEAD.pack(known.tokens, known.truncated, known.vector.size) + known.vector.astype("<f4").tobytes()
 
 
-def _read(value: bytes | None, dimension: int) -> Known | None:
+def _read(value: bytes | str | None, dimension: int) -> Known | None:
     """None also for what isn't such a vector of length 1: anybody may have written it."""
-    if value is None or len(value) < _HEAD.size:
+    if not isinstance(value, bytes) or len(value) < _HEAD.size:
         return None
     tokens, truncated, size = _HEAD.unpack_from(value)
     if size != dimension or len(value) != _HEAD.size + 4 * size:
