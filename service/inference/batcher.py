@@ -275,8 +275,8 @@ class Batcher:
 
 
 def _deliver(request: _Waiting, index: int, vector: Vectors) -> None:
+    request.missing -= request.vectors[index] is None  # a pass that failed in the middle is run again
     request.vectors[index] = vector
-    request.missing -= 1
     if request.missing == 0 and not request.answer.done():
         began = request.began or request.came
         answer = Answer(np.stack(request.vectors), began - request.came, time.monotonic() - began)
