@@ -33,7 +33,7 @@ def test_requests_and_passes_are_counted_under_the_names_that_dashboards_know(sh
         'te_request_failure{err="validation"}': 1,
         "te_embed_count": 3,
         "te_request_duration_count": 2,
-        "te_request_inference_duration_count": 2,
+        "te_request_inference_duration_count": 1,
         "te_batch_next_size_count": 1,
         "te_batch_next_size_sum": 2,
         'likeness_vector_cache{found="known"}': 1,

@@ -36,7 +36,7 @@ ALLOWED = {
     "$$ BEGIN PERFORM pg_notify('likeness_names', ''); RETURN NULL; END $$": "nothing calls it but its triggers",
     **{
         f"CREATE TRIGGER tell_names_changed AFTER INSERT OR UPDATE OR DELETE ON {table} "
-        "FOR EACH STATEMENT EXECUTE FUNCTION tell_names_changed()": "it changes no row, and tells whoever listens"
+        "FOR EACH ROW EXECUTE FUNCTION tell_names_changed()": "it changes no row, and tells whoever listens"
         for table in ("models", "api_keys", "aliases")
     },
 }
