@@ -50,7 +50,10 @@ _SMALL = Shape(workers=2, inference=False)
 
 def main(arguments: Sequence[str]) -> int:
     """Run what was asked for, print the tables, and return the exit code."""
-    asked = _parser().parse_args(arguments)
+    parser = _parser()
+    asked = parser.parse_args(arguments)
+    if asked.only is not None and not 1 <= asked.only <= asked.seeds:
+        parser.error(f"--only: there are seeds 1 to {asked.seeds}")
     configure_logging("INFO")
     for talkative in ("httpx2", "httpcore2", "alembic"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
@@ -80,6 +83,12 @@ def _parser() -> argparse.ArgumentParser:
         "--seed", type=int, default=random.SystemRandom().randrange(10**6), help="the first seed; printed"
     )
     parser.add_argument("--seeds", type=int, default=3, help="how many seeds; they share the faults between them")
+    parser.add_argument(
+        "--only",
+        type=int,
+        metavar="K",
+        help="of the seeds the Kth alone, with its share of the faults: repeat one of them",
+    )
     parser.add_argument("--full", action="store_true", help="all faults of each row, not a quarter of them")
     parser.add_argument("--rows", type=_rows, default=(*ROWS, STORM), metavar="1,2,…", help="rows of the fault table")
     parser.add_argument("--short", action="store_true", help="one small fleet, the commonest faults once")
@@ -104,7 +113,7 @@ def _run(asked: argparse.Namespace, runner: Runner, report: Report, tools: Tools
     deadline = time.monotonic() + (asked.minutes or 10**6) * 60
     rows = [row for row in asked.rows if row != STORM]
     storm = FULL_SECONDS / (1 if asked.full else 4 * asked.seeds) if STORM in asked.rows else 0.0
-    for index in range(asked.seeds):
+    for index in range(asked.seeds) if asked.only is None else [asked.only - 1]:
         left = (deadline - time.monotonic()) / (asked.seeds - index)
         wanted = quotas(rows, full=asked.full, seed_index=index, seeds=asked.seeds)
         deck = Deck(wanted, random.Random(asked.seed + index), tools)
@@ -113,13 +122,15 @@ def _run(asked: argparse.Namespace, runner: Runner, report: Report, tools: Tools
             deck,
             seconds=left,
             storm_seconds=min(storm, left / 3),
-            learn=() if index else tuple(SPECS),
+            learn=() if runner.references else tuple(SPECS),
         )
         report.add(runner.run(plan))
+        report.write(asked.report)  # whatever comes of the rest
     if asked.production:
         wanted = {row: count for row, count in _PRODUCTION_QUOTAS.items() if row in rows}
         deck = Deck(wanted, random.Random(asked.seed), tools)
         report.add(runner.run(Plan(asked.seed, deck, _PRODUCTION, seconds=600)))
+        report.write(asked.report)
     for control in CONTROLS if asked.controls else ():
         if set(control.rows) & set(rows):
             report.controls.append(runner.run_without(control, asked.seed))

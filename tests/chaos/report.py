@@ -13,6 +13,7 @@ from tests.chaos.controls import ControlResult
 from tests.chaos.faults import ROWS
 from tests.chaos.findings import Figure
 from tests.chaos.seedrun import Verdict
+from tests.chaos.storm import NUMBER as STORM
 
 
 @dataclass
@@ -85,7 +86,7 @@ class Report:
             {name for verdict in self.verdicts for name in verdict.fired}, key=lambda name: (_row(name), name)
         )
         return [
-            [f"{name.replace('. ', f'. {ROWS[_row(name)].title}: ', 1)}",
+            [f"{_row(name)}. {_title(_row(name))}: {name.partition('. ')[2]}",
              str(sum(verdict.fired[name] for verdict in self.verdicts))]
             for name in names
         ]  # fmt: skip
@@ -136,6 +137,10 @@ class Report:
 
 def _row(name: str) -> int:
     return int(name.partition(".")[0])
+
+
+def _title(row: int) -> str:
+    return "storm" if row == STORM else ROWS[row].title
 
 
 def _quantile(values: Sequence[float], share: float) -> float:

@@ -123,6 +123,7 @@ class Runner:
             _add_storm(verdict, storm)
             verdict.slowness = world.pace.mean
             verdict.accepted = sum(order.job_id is not None for order in world.load.orders)
+            log.info("seed", seed=plan.seed, accepted=verdict.accepted, fired=sum(verdict.fired.values()))
         verdict.seconds = time.monotonic() - began
         return verdict
 

@@ -64,6 +64,26 @@ def test_only_who_is_meant_is_hit(moments: Moments, tmp_path: Path) -> None:
     assert [armed.fired() for armed in others] == [None, None]
 
 
+def test_threads_that_come_to_a_moment_at_once_go_on(moments: Moments, tmp_path: Path) -> None:
+    script = (
+        "import sys, threading\n"
+        "import chaos_moments\n"
+        "together, failed = threading.Barrier(30), []\n"
+        "threading.excepthook = failed.append\n"
+        "def come():\n"
+        "    together.wait()\n"
+        "    chaos_moments.reached('before model rename')\n"
+        "for _ in range(20):\n"
+        "    threads = [threading.Thread(target=come) for _ in range(30)]\n"
+        "    [thread.start() for thread in threads]\n"
+        "    [thread.join() for thread in threads]\n"
+        "sys.exit(len(failed))\n"
+    )
+    armed = [moments.arm("before model rename", "sleep", seconds=0.0) for _ in range(20)]
+    assert start(moments, tmp_path, script).wait(60) == 0
+    assert all(each.fired() for each in armed)
+
+
 def test_a_paused_process_waits_until_it_is_released(moments: Moments, tmp_path: Path) -> None:
     armed = moments.arm("before model rename", "pause", nth=3)
     process = start(moments, tmp_path)
@@ -80,7 +100,12 @@ def test_every_moment_and_every_guard_is_found_in_the_product(moments: Moments, 
         "workers.training.trainer", "workers.training.recorder", "psycopg", "storage.queue", "storage.attempts",
         "storage.held_lease", "workers.lease", "storage.artifacts", "storage.manifests", "storage.leases",
     )  # fmt: skip
-    script = "import importlib, sys\nfor name in sys.argv[2:]: importlib.import_module(name)"
+    script = (
+        "import importlib, sys\n"
+        "modules = {name: importlib.import_module(name) for name in sys.argv[2:]}\n"
+        "recorder = modules['workers.training.recorder']\n"
+        "assert recorder._WRITE_EVERY_SECONDS == recorder._RAREST_SECONDS < 0.5\n"
+    )
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("CHAOS_GUARDS_OFF", "fencing,durability,state,outbox,clock")
         assert start(moments, tmp_path, script, modules).wait(200) == 0

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from _thread import get_ident
 from contextlib import suppress
 from types import ModuleType
 from typing import Any
@@ -60,7 +61,8 @@ def _consider(name: str) -> None:
 
 def _claimed(name: str, armed: dict[str, Any]) -> bool:
     fired = {"pid": _getpid(), "at": time.time(), "monotonic": time.monotonic(), **armed}
-    note = f"{_FOLDER}/fired/.{name}-{_getpid()}"
+    # Of a thread of its own: two of one process may come to their moment at once.
+    note = f"{_FOLDER}/fired/.{name}-{_getpid()}-{get_ident()}"
     with open(note, "w") as target:  # noqa: PTH123
         json.dump(fired, target)
     try:
@@ -174,9 +176,11 @@ def _in_steps(module: ModuleType) -> None:
 
 
 def _with_news_at_once(module: ModuleType) -> None:
-    # A training here is over in seconds; who waits for a step of it has to hear of it before.
-    _ = module._WRITE_EVERY_SECONDS, module._RAREST_SECONDS  # AttributeError when the product has no such name any more
-    module._WRITE_EVERY_SECONDS = module._RAREST_SECONDS = _NEWS_EVERY_SECONDS  # type: ignore[attr-defined]
+    # A training here is over in seconds; who waits for a step of it has to hear of it before. A worker of the version
+    # before may have no such names.
+    for name in ("_WRITE_EVERY_SECONDS", "_RAREST_SECONDS"):
+        if hasattr(module, name):
+            setattr(module, name, _NEWS_EVERY_SECONDS)
 
 
 def _around_commits(module: ModuleType) -> None:
