@@ -82,7 +82,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--seed", type=int, default=random.SystemRandom().randrange(10**6), help="the first seed; printed"
     )
-    parser.add_argument("--seeds", type=int, default=3, help="how many seeds; they share the faults between them")
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=3,
+        help="how many seeds; they share the faults between them. 0: only what else is asked for",
+    )
     parser.add_argument(
         "--only",
         type=int,
@@ -112,7 +117,7 @@ def _run(asked: argparse.Namespace, runner: Runner, report: Report, tools: Tools
         return
     deadline = time.monotonic() + (asked.minutes or 10**6) * 60
     rows = [row for row in asked.rows if row != STORM]
-    storm = FULL_SECONDS / (1 if asked.full else 4 * asked.seeds) if STORM in asked.rows else 0.0
+    storm = FULL_SECONDS / (1 if asked.full else 4 * max(asked.seeds, 1)) if STORM in asked.rows else 0.0
     for index in range(asked.seeds) if asked.only is None else [asked.only - 1]:
         left = (deadline - time.monotonic()) / (asked.seeds - index)
         wanted = quotas(rows, full=asked.full, seed_index=index, seeds=asked.seeds)
@@ -129,7 +134,8 @@ def _run(asked: argparse.Namespace, runner: Runner, report: Report, tools: Tools
     if asked.production:
         wanted = {row: count for row, count in _PRODUCTION_QUOTAS.items() if row in rows}
         deck = Deck(wanted, random.Random(asked.seed), tools)
-        report.add(runner.run(Plan(asked.seed, deck, _PRODUCTION, seconds=600)))
+        learn = () if runner.references else tuple(SPECS)
+        report.add(runner.run(Plan(asked.seed, deck, _PRODUCTION, seconds=600, learn=learn)))
         report.write(asked.report)
     for control in CONTROLS if asked.controls else ():
         if set(control.rows) & set(rows):
