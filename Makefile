@@ -66,7 +66,7 @@ bench-serve: $(INSTALLED) ## Measure serving beside infinity, in an environment 
 bench-durability: $(INSTALLED) ## Measure what it costs a training that nothing of it may be lost: a minute
 	$(BIN)/python -m bench.durability
 
-chaos: $(INSTALLED) ## Break everything on purpose, hundreds of times, and judge from outside: an hour
+chaos: $(INSTALLED) ## Break everything on purpose, hundreds of times, and judge from outside: an hour and a quarter
 	$(BIN)/python -m tests.chaos --production --controls
 
 constraints: ## Pin what a fresh install of pyproject.toml gets today

@@ -82,8 +82,7 @@ class Metrics:
             yield
         except ClientDisconnect:
             raise
-        except Exception as error:
-            # Whatever isn't a refusal is a defect of the forward or of ours.
+        except Exception as error:  # counted and raised again; what is no refusal is a defect
             code = error.code if isinstance(error, LikenessError) else "model_output_invalid"
             failure = _FAILURES.get(code, "validation")
             self.failures[failure] = self.failures.get(failure, 0) + 1
