@@ -91,7 +91,7 @@ class _Pass(Generic[Result]):
             result = self._forward()
         except Exception as error:  # noqa: BLE001 — it is for whoever waits
             self._tell(self._failed, error)
-        except BaseException as error:
+        except BaseException as error:  # of which the thread dies, once it is told
             self._tell(self._failed, ForwardLostError(f"{type(error).__name__} in a forward pass"))
             raise
         else:
