@@ -14,7 +14,7 @@ import torch
 from encoders.registry import locate
 from encoders.text import TextEncoder
 from service.inference.forward import Forward
-from service.inference.modes import is_mode
+from service.inference.modes import Mode
 
 
 def bare(model: str, mode: str, texts: Sequence[str], *, batch: int, lanes: int, seconds: float) -> float:
@@ -30,11 +30,9 @@ def bare(model: str, mode: str, texts: Sequence[str], *, batch: int, lanes: int,
     return float(done.stdout)
 
 
-def _measured(model: str, mode: str, texts: Sequence[str], batch: int, lanes: int, seconds: float) -> float:
+def _measured(model: str, mode: Mode, texts: Sequence[str], batch: int, lanes: int, seconds: float) -> float:
     encoder = TextEncoder.load(locate(model, None), device="cuda" if torch.cuda.is_available() else "cpu")
     forward = Forward(model, encoder, "")
-    if not is_mode(mode):
-        raise ValueError(mode)
     forward.choose_modes(mode)
     tokens = [text.ids for text in encoder.tokenize(texts)]
     batches = [tokens[start : start + batch] for start in range(0, len(tokens) - batch + 1, batch)]

@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,6 @@ from encoders.text import TextEncoder
 log = structlog.get_logger(__name__)
 
 Mode = Literal["torch-fp32", "torch-bf16", "onnxruntime-fp32"]
-MODES: tuple[Mode, ...] = ("torch-fp32", "torch-bf16", "onnxruntime-fp32")
 #: The one that every encoder has, and that others are held against.
 REFERENCE: Mode = "torch-fp32"
 #: A mode whose vector of some text is further than this from the reference's is refused.
@@ -77,11 +76,6 @@ def computes_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
-def is_mode(name: str) -> TypeGuard[Mode]:
-    """Whether there is such a mode."""
-    return name in MODES
 
 
 class Runs:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
-from sqlalchemy import Connection, Engine, event, func, text
+from sqlalchemy import func, text
 
 from api_schemas.errors import LikenessError
 from service import catalogue as module
@@ -29,6 +28,7 @@ from tests.proxies import PostgresProxy, running
 from tests.service.api_process import api_process
 from tests.service.asking import is_refused, send
 from tests.service.edge_server import Answer
+from tests.service.statements import statements_of_requests
 
 TEAM = teams.DEFAULT_TEAM
 
@@ -63,22 +63,6 @@ def within_trust() -> Iterator[None]:
     began_at = time.monotonic()
     yield
     assert time.monotonic() - began_at < TRUST_SECONDS
-
-
-@contextlib.contextmanager
-def statements_of_requests() -> Iterator[list[str]]:
-    """The statements sent to PostgreSQL, but for those of threads that work for no request."""
-    statements: list[str] = []
-
-    def note(_connection: Connection, _cursor: Any, statement: str, *_: Any) -> None:
-        if threading.current_thread().name not in ("catalogue", "dispatcher"):
-            statements.append(statement)
-
-    event.listen(Engine, "before_cursor_execute", note)
-    try:
-        yield statements
-    finally:
-        event.remove(Engine, "before_cursor_execute", note)
 
 
 # In a running service

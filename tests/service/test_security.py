@@ -1,16 +1,13 @@
 """What strangers and other teams get to see, which is nothing, and what hostile uploads come to, which is data."""
 
-import contextlib
 import json
 import re
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import openai
 import pytest
-from sqlalchemy import Connection, Engine, event
 
 from service.app import create_app
 from service.settings import ServiceSettings
@@ -18,6 +15,7 @@ from storage import teams
 from tests.installation import PAIRS, TINY, Installation, running_installation
 from tests.processes import until
 from tests.service.forms import form, no_file_beyond, stored
+from tests.service.statements import statements_of_requests
 
 CONTENT = json.dumps(PAIRS[0]).encode()
 
@@ -34,22 +32,6 @@ def _without_ids(answer: Any) -> tuple[int, Any]:
     """Status and body without what is different in every answer."""
     text = answer.text.replace(answer.headers["x-request-id"], "")
     return answer.status_code, text
-
-
-@contextlib.contextmanager
-def _counted_queries(installation: Installation) -> Iterator[list[str]]:
-    """The statements that the API, whose process this is, sends to PostgreSQL for its requests."""
-    statements: list[str] = []
-
-    def note(_connection: Connection, _cursor: Any, statement: str, *_: Any) -> None:
-        if threading.current_thread().name not in ("catalogue", "dispatcher"):
-            statements.append(statement)
-
-    event.listen(Engine, "before_cursor_execute", note)
-    try:
-        yield statements
-    finally:
-        event.remove(Engine, "before_cursor_execute", note)
 
 
 def test_every_way_to_have_no_valid_key_is_one_answer(shared: Installation) -> None:
@@ -69,7 +51,7 @@ def test_every_way_to_have_no_valid_key_is_one_answer(shared: Installation) -> N
 
 def test_a_key_that_fails_its_checksum_costs_no_query(shared: Installation) -> None:
     wrong = _with_wrong_checksum(shared.key)
-    with _counted_queries(shared) as statements:
+    with statements_of_requests() as statements:
         refused = shared.request("GET", "/v1/models", headers={"Authorization": f"Bearer {wrong}"})
         assert (refused.status_code, statements) == (401, [])
         assert shared.request("GET", "/v1/models").status_code == 200
